@@ -1,0 +1,49 @@
+"""Small file habits that every output shares: write beside and rename, and the sha256 of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ctseg.errors import OutputError
+
+_BLOCK = 1 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes as 64 lower-case hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give a new name in the same folder to write to, and rename it to `path` when the block ends well.
+
+    A reader never sees half a file, and a failure leaves an earlier file of that name as it was. The temporary name
+    keeps the suffixes, because writers choose the format by them.
+
+    Raises:
+        OutputError: the folder does not exist or cannot be written, or the disk is full.
+    """
+    beside = path.with_name(f".{secrets.token_hex(6)}-{path.name}")
+    try:
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"cannot write {path.name} into {path.parent}: {reason}; name a folder that can be written and has space"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
