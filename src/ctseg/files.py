@@ -1,61 +1,61 @@
-"""Files are written beside their place and renamed: a reader never sees half a file, a crash loses nothing."""
+"""Small file habits that every output shares: write beside and rename, and the sha256 of a file."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ctseg.errors import OutputError
 
+_BLOCK = 1 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes as 64 lower-case hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in `path`'s folder with the same ending; on success it becomes `path`, durably.
+    """Give a new name in the same folder to write to; when the block ends well it becomes `path`, durably.
+
+    A reader never sees half a file, and a failure leaves an earlier file of that name as it was. The temporary name
+    keeps the suffixes, because writers choose the format by them. A missing folder is made.
 
     Raises:
-        OutputError: when the folder cannot be made or written, or the disk is full.
+        OutputError: the folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
-    ending = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    beside: Path | None = None
+    beside = path.with_name(f".{secrets.token_hex(6)}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=ending, dir=path.parent)
-        os.close(handle)
-        beside = Path(name)
-        # mkstemp makes the file private; a result belongs to whoever may read the folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)
         yield beside
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         beside.replace(path)
     except OSError as error:
+        reason = error.strerror or str(error)
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): expected a folder that can be written and has "
-            "room; choose another output folder."
+            f"cannot write {path.name} into {path.parent}: {reason}; name a folder that can be written and has space"
         ) from error
     finally:
-        if beside is not None:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            beside.unlink(missing_ok=True)
 
 
 def write_beside(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step. Raises OutputError as `written_beside` does."""
     with written_beside(path) as beside:
         beside.write_bytes(content)
-
-
-def sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 digest of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,0 +1,292 @@
+"""Which bundles there are, what each segments, and whether it is trained: read from metadata, without torch.
+
+The command line, the MONAI Label app, the docs and the tests all ask here. Only the standard library is imported, so
+that a list of tasks is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ctseg.errors import BundleError
+from ctseg.files import file_sha256
+
+_PACKAGE = Path(__file__).resolve().parent
+_REQUIRED = ("version", "description", "ctseg")
+_REQUIRED_OF_BLOCK = ("task", "kind", "modality", "labels", "evidence", "licence", "weights")
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What a bundle's `configs/metadata.json` says about it.
+
+    Attributes:
+        path: the bundle's folder, absolute.
+        metadata: the parsed `configs/metadata.json`; empty when `problem` is set.
+        problem: one sentence when the bundle cannot be used as it lies there (broken metadata), else "".
+    """
+
+    path: Path
+    metadata: Mapping[str, Any] = field(repr=False, compare=False)
+    problem: str = ""
+
+    @property
+    def _block(self) -> Mapping[str, Any]:
+        block: Mapping[str, Any] = self.metadata.get("ctseg", _EMPTY)
+        return block
+
+    @property
+    def name(self) -> str:
+        """The folder's name, e.g. `liver_ct_segmentation`; what `--task` takes."""
+        return self.path.name
+
+    @property
+    def version(self) -> str:
+        """Version of the bundle (not of ctseg), e.g. "0.1.0"."""
+        return str(self.metadata.get("version", ""))
+
+    @property
+    def description(self) -> str:
+        """One sentence on what the bundle does."""
+        return str(self.metadata.get("description", ""))
+
+    @property
+    def task(self) -> str:
+        """Name of the task's file in `configs/tasks`, without `.yaml`."""
+        return str(self._block.get("task", ""))
+
+    @property
+    def kind(self) -> str:
+        """How the network sees a volume: "slicewise" or "volume"."""
+        return str(self._block.get("kind", ""))
+
+    @property
+    def modality(self) -> str:
+        """DICOM code of the images it was made for, e.g. "CT"."""
+        return str(self._block.get("modality", ""))
+
+    @property
+    def label_entries(self) -> tuple[dict[str, Any], ...]:
+        """One dict for each label: `name`, `code`, `color` [r, g, b] 0..255 and `snomed` {value, meaning}."""
+        return tuple(dict(entry) for entry in self._block.get("labels", ()))
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Label names and their values in the mask, in order of value; 0 is background and not listed."""
+        pairs = ((str(entry["name"]), int(entry["code"])) for entry in self.label_entries)
+        return dict(sorted(pairs, key=lambda pair: pair[1]))
+
+    @property
+    def segments(self) -> bool:
+        """Whether the bundle answers with a mask (and not, say, with a class)."""
+        outputs = self.metadata.get("network_data_format", _EMPTY).get("outputs", _EMPTY)
+        return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "segmentation")) == "segmentation"
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights' file as named by the metadata, whether it is there or not; None for a bundle without weights."""
+        named = self._block.get("weights")
+        return self.path / str(named["file"]) if named else None
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The sha256 that the weights' file must have; None for a bundle without weights."""
+        named = self._block.get("weights")
+        return str(named["sha256"]).lower() if named else None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the metadata names weights and their file is there. `verify_weights` checks its content."""
+        return self.weights is not None and self.weights.is_file()
+
+    @property
+    def evidence(self) -> str:
+        """One plain sentence on what the bundle was measured on."""
+        return str(self._block.get("evidence", ""))
+
+    @property
+    def licence(self) -> dict[str, str]:
+        """Licences of `code` and `weights`, as SPDX names."""
+        return {str(key): str(value) for key, value in self._block.get("licence", _EMPTY).items()}
+
+    @property
+    def status(self) -> str:
+        """`trained`, `untrained`, `weights missing` (named, but the file is not there) or `broken`."""
+        if self.problem:
+            return "broken"
+        if self.trained:
+            return "trained"
+        return "untrained" if self.weights is None else "weights missing"
+
+
+def _clone_root() -> Path | None:
+    """The clone that this package is imported from, or None for an installed wheel."""
+    clone = _PACKAGE.parents[1]
+    return clone if _PACKAGE.parent.name == "src" and (clone / "setup.cfg").is_file() else None
+
+
+def _shipped(clone_folder: str, wheel_folder: str) -> Path:
+    clone = _clone_root()
+    return clone / clone_folder if clone else _PACKAGE / "share" / wheel_folder
+
+
+def bundles_root() -> Path:
+    """The folder of the bundles: the clone's `bundles/`, or the copy inside an installed wheel."""
+    return _shipped("bundles", "bundles")
+
+
+def app_root() -> Path:
+    """The MONAI Label app: the clone's `apps/ctseg`, or the copy inside an installed wheel."""
+    return _shipped("apps/ctseg", "apps/ctseg")
+
+
+def _problem_with_label(entry: Any) -> str:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"]:
+        return f"a label without a name ({entry!r})"
+    code = entry.get("code")
+    if not isinstance(code, int) or isinstance(code, bool) or not 1 <= code <= 255:
+        return f"label {entry['name']!r} with the code {code!r}, expected a whole number 1 to 255"
+    color = entry.get("color", [0, 0, 0])
+    if not (isinstance(color, list) and len(color) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in color)):
+        return f"label {entry['name']!r} with the colour {color!r}, expected three whole numbers 0 to 255"
+    return ""
+
+
+def _problem_with_weights(weights: Any) -> str:
+    if weights is None:
+        return ""
+    if not isinstance(weights, dict) or not all(isinstance(weights.get(key), str) for key in ("file", "sha256")):
+        return f"weights {weights!r}, expected null or an object with file and sha256"
+    file = Path(weights["file"])
+    if file.is_absolute() or ".." in file.parts:
+        return f"a weights file {weights['file']!r} that lies outside the bundle"
+    return ""
+
+
+def _problem_with(metadata: Any) -> str:
+    """Say in a few words what is wrong with parsed metadata, or "" when it can be used."""
+    if not isinstance(metadata, dict):
+        return "no JSON object"
+    if missing := [key for key in _REQUIRED if key not in metadata]:
+        return f"no {', '.join(missing)}"
+    block = metadata["ctseg"]
+    if not isinstance(block, dict):
+        return "a ctseg block that is no object"
+    if missing := [key for key in _REQUIRED_OF_BLOCK if key not in block]:
+        return f"a ctseg block without {', '.join(missing)}"
+    if not isinstance(block["labels"], list) or not block["labels"]:
+        return "no list of labels"
+    if problem := next(filter(None, map(_problem_with_label, block["labels"])), ""):
+        return problem
+    for key in ("name", "code"):
+        values = [entry[key] for entry in block["labels"]]
+        if len(set(values)) < len(values):
+            return f"two labels of the same {key} ({', '.join(map(str, values))})"
+    if not isinstance(block["licence"], dict):
+        return "a licence that is no object"
+    return _problem_with_weights(block["weights"])
+
+
+def _read_bundle(folder: Path) -> BundleInfo:
+    """Read a bundle's metadata; what is wrong with it goes into `problem`, nothing is raised."""
+    folder = folder.resolve()
+    file = folder / "configs" / "metadata.json"
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        problem = _problem_with(metadata)
+    except OSError as error:
+        metadata, problem = None, f"no readable file ({error.strerror})"
+    except ValueError as error:  # broken JSON and broken UTF-8 alike
+        metadata, problem = None, f"no valid JSON ({error})"
+    if problem:
+        sentence = (
+            f"bundle {folder.name} is broken: {file} has {problem}; make it again with scripts/build_bundles "
+            f"or take the folder out"
+        )
+        return BundleInfo(folder, _EMPTY, sentence)
+    return BundleInfo(folder, metadata)
+
+
+def find_bundles(root: Path | None = None) -> dict[str, BundleInfo]:
+    """Find every bundle below a folder, in order of name.
+
+    A folder counts as a bundle when it has a `configs` folder. Broken ones are listed too, with their `problem`: a
+    caller that runs bundles takes those without one.
+
+    Args:
+        root: the folder whose children are bundles; None takes `bundles_root()`.
+
+    Returns:
+        Bundle names and what each says about itself; empty when the folder is not there.
+    """
+    root = bundles_root() if root is None else Path(root)
+    if not root.is_dir():
+        return {}
+    folders = sorted(folder for folder in root.iterdir() if (folder / "configs").is_dir())
+    return {folder.name: _read_bundle(folder) for folder in folders if not folder.name.startswith(".")}
+
+
+def get_bundle(name: str | Path, root: Path | None = None) -> BundleInfo:
+    """Return one bundle, by its name or by the path of a user's own bundle folder.
+
+    Args:
+        name: a name that `find_bundles` lists, or the path of a folder with `configs/metadata.json`.
+        root: as for `find_bundles`.
+
+    Raises:
+        BundleError: there is no such bundle (the message lists the known ones), or its metadata is broken.
+    """
+    known = find_bundles(root)
+    info = known.get(str(name))
+    if info is None and (Path(name) / "configs").is_dir():
+        info = _read_bundle(Path(name))
+    if info is None:
+        listed = ", ".join(known) or f"none in {bundles_root() if root is None else root}"
+        raise BundleError(
+            f"there is no bundle {str(name)!r}; the known ones are: {listed}; name one of them, "
+            f"or the path of a bundle folder that has configs/metadata.json"
+        )
+    if info.problem:
+        raise BundleError(info.problem)
+    return info
+
+
+def verify_weights(info: BundleInfo) -> Path:
+    """Check that a bundle's weights are there and are the ones its metadata names.
+
+    Returns:
+        The weights' file.
+
+    Raises:
+        BundleError: the bundle is broken or untrained, the file is missing or unreadable, or its sha256 differs.
+    """
+    if info.problem:
+        raise BundleError(info.problem)
+    if info.weights is None:
+        raise BundleError(
+            f"bundle {info.name} is untrained: it ships no weights, so it cannot segment yet; train it first "
+            f"(python -m monai.bundle run --config_file {info.path / 'configs' / 'train.json'}) "
+            f"or choose a trained one with --task (ctseg tasks lists them)"
+        )
+    if not info.weights.is_file():
+        raise BundleError(
+            f"the weights of bundle {info.name} are missing: expected {info.weights}; "
+            f"get the file back (git checkout -- bundles, or install ctseg again)"
+        )
+    try:
+        found = file_sha256(info.weights)
+    except OSError as error:
+        raise BundleError(f"the weights {info.weights} cannot be read: {error.strerror}; check its rights") from error
+    if found != info.weights_sha256:
+        raise BundleError(
+            f"the weights {info.weights} are not the ones bundle {info.name} names: found sha256 {found}, expected "
+            f"{info.weights_sha256}; get the file back (git checkout -- bundles), or after a training of your own "
+            f"write the new sha256 with scripts/build_bundles"
+        )
+    return info.weights
