@@ -31,12 +31,13 @@ _LPS_SIGNS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 def ras_from_lps(affine: Affine) -> Affine:
     """Turn an affine that ends in LPS millimetres into one that ends in RAS millimetres."""
-    return _LPS_SIGNS @ np.asarray(affine, dtype=np.float64)
+    turned: Affine = _LPS_SIGNS @ np.asarray(affine, dtype=np.float64)
+    return turned
 
 
 def lps_from_ras(affine: Affine) -> Affine:
     """Turn an affine that ends in RAS millimetres into one that ends in LPS millimetres."""
-    return _LPS_SIGNS @ np.asarray(affine, dtype=np.float64)
+    return ras_from_lps(affine)  # the same two signs
 
 
 def affine_from_lps_parts(directions: Any, spacing: Sequence[float], origin: Sequence[float]) -> Affine:
