@@ -200,8 +200,9 @@ def _step(
     same = np.flatnonzero(gaps < max(0.01, 0.01 * usual))
     if same.size:
         raise GeometryError(
-            f"{what} has two images at one place, {same.size} times in {count} images (first at {places[same[0]]:.2f} mm "
-            f"along the stack: several phases in one series?), but one image per slice is needed; {_APART}"
+            f"{what} has two images at one place, {same.size} times in {count} images (first at "
+            f"{places[same[0]]:.2f} mm along the stack: several phases in one series?), but one image per slice is "
+            f"needed; {_APART}"
         )
     allowed = max(_EVEN_MM, _EVEN_SHARE * usual)
     uneven = np.flatnonzero(np.abs(gaps - usual) > allowed)
@@ -218,8 +219,8 @@ def _step(
     strayed = np.abs(places - places[0] - step * np.arange(count))
     if strayed.max() > max(2 * _EVEN_MM, 0.25 * step):
         raise GeometryError(
-            f"{what} has uneven slices (image {int(strayed.argmax()) + 1} of {count} lies {strayed.max():.2f} mm off an "
-            f"even stack of {step:.3f} mm); give an evenly spaced series"
+            f"{what} has uneven slices (image {int(strayed.argmax()) + 1} of {count} lies {strayed.max():.2f} mm off "
+            f"an even stack of {step:.3f} mm); give an evenly spaced series"
         )
     _check_straight(positions, places, normal, what)
     words = []
