@@ -73,7 +73,7 @@ def reoriented(array: np.ndarray, affine: np.ndarray, code: str) -> tuple[np.nda
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, **fields: float) -> Path:
-    """Write by nibabel, both forms with code 1; `fields` go into the header as they are (scl_slope needs raw writing)."""
+    """Write by nibabel, both forms with code 1; `fields` go into the header as they are."""
     import nibabel as nib
 
     image = nib.Nifti1Image(array, affine)
