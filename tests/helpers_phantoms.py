@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -72,17 +73,24 @@ def reoriented(array: np.ndarray, affine: np.ndarray, code: str) -> tuple[np.nda
     return stored, affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
 
 
-def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, **fields: float) -> Path:
-    """Write by nibabel, both forms with code 1; `fields` go into the header as they are."""
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, **fields: object) -> Path:
+    """Write by nibabel, both forms with code 1; then put `fields` into the header's bytes, however wrong they are."""
     import nibabel as nib
 
-    image = nib.Nifti1Image(array, affine)
+    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
-    for name, value in fields.items():
-        image.header[name] = value
     nib.save(image, path)
+    if fields:
+        opened = gzip.open if path.name.endswith(".gz") else open
+        with opened(path, "rb") as stream:
+            content = stream.read()
+        header = nib.Nifti1Header(content[:348], check=False)
+        for name, value in fields.items():
+            header[name] = value
+        with opened(path, "wb") as stream:
+            stream.write(header.binaryblock + content[348:])
     return path
 
 

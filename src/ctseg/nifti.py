@@ -6,7 +6,6 @@ nibabel repairs a bad header in silence (a voxel size of zero becomes 1); here i
 from __future__ import annotations
 
 import gzip
-import io
 import zlib
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,6 +19,7 @@ from ctseg.geometry import check_affine, check_spacing
 from ctseg.sources import Loaded, scaled
 
 _HEADER_BYTES = 540  # of NIfTI-2, the longer one
+_LONGEST_EXTENSIONS = 64 << 20
 _BLOCK = 1 << 20
 _FORM_DIFFERENCE_MM = 0.5
 
@@ -61,7 +61,7 @@ def _read(stream: IO[bytes], path: Path, what: str) -> Loaded:
     dtype = _voxel_type(header, what)
     affine, words = _affine(header, shape, what)
     check_memory(shape, what)
-    offset = max(int(header["vox_offset"]), int(header.single_vox_offset))
+    offset = _offset(header, what)
     raw = _voxels(stream, start, offset, shape, dtype, what)
     slope, inter = _scaling(header)
     return Loaded(
@@ -89,7 +89,7 @@ def _header(start: bytes, what: str) -> Any:
         raise InputError(f"{what} is no NIfTI file (its header does not say so); give a .nii or .nii.gz image")
     if len(start) < kind.sizeof_hdr:
         raise InputError(f"{what} is truncated inside its header; copy or download it again")
-    return kind.from_fileobj(io.BytesIO(start), check=False)
+    return kind(start[: kind.sizeof_hdr], check=False)
 
 
 def _grid(header: Any, what: str) -> tuple[tuple[int, int, int], list[str]]:
@@ -111,15 +111,23 @@ def _grid(header: Any, what: str) -> tuple[tuple[int, int, int], list[str]]:
 def _voxel_type(header: Any, what: str) -> np.dtype[Any]:
     from nibabel.spatialimages import HeaderDataError
 
+    code = int(header["datatype"])
     try:
         dtype = np.dtype(header.get_data_dtype())
-    except HeaderDataError as error:
-        raise InputError(f"{what} declares an unknown type of voxel ({error}); export the image again") from error
+    except (KeyError, HeaderDataError) as error:
+        raise InputError(f"{what} declares an unknown type of voxel (datatype {code}); export it again") from error
     if dtype.fields is not None:
         raise InputError(f"{what} is a colour image, but one grey value per voxel is needed; give the CT itself")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise InputError(f"{what} has voxels of type {dtype}, but integers or floats are needed; give the CT itself")
     return dtype
+
+
+def _offset(header: Any, what: str) -> int:
+    offset = float(header["vox_offset"])
+    if not offset <= _LONGEST_EXTENSIONS:
+        raise InputError(f"{what} declares its voxels to begin at byte {offset:g}; its header is damaged")
+    return max(int(offset), int(header.single_vox_offset))
 
 
 def _scaling(header: Any) -> tuple[float, float]:
