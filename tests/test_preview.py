@@ -114,18 +114,17 @@ def test_the_contour_lies_round_the_organ_in_the_picture(tmp_path: Path) -> None
     volume = make_volume()
     path = write_preview(volume, make_labels(), {"liver": 1}, tmp_path / "p.png", colors=COLORS)
     picture = _picture(path)
-    # The axial plane comes first, 60 mm of the 60 + 60 + 48 mm in the row. In it the body (20 HU, grey 115 of 255)
-    # spans columns 3..26 of 30 and the organ 5..16; image left is the patient's right, where index 0 of this grid lies.
+    # The axial plane comes first, 60 mm of the 60 + 60 + 48 mm in the row of 13.46 inches. In it the body (20 HU, grey
+    # 115 of 255) spans columns 3..26 of 30, its middle is 15, and the organ 5..16; image left is the patient's right,
+    # where index 0 of this grid lies.
     axial = slice(50, picture.shape[0] // 2), slice(0, int(picture.shape[1] * 60 / 168))
-    green = _green(picture)[axial]
-    grey = (abs(picture - 115) < 12).all(axis=-1)[axial]
-    body, organ = (
-        np.flatnonzero(grey.sum(axis=0) > 20),
-        np.flatnonzero(green.any(axis=0)),
-    )  # 20: not the edge of a letter
-    pixels_a_voxel = (body[-1] - body[0]) / 24
-    assert (organ[0] - body[0]) / pixels_a_voxel == pytest.approx(2.0, abs=0.4)
-    assert (organ[-1] - body[0]) / pixels_a_voxel == pytest.approx(14.0, abs=0.4)
+    pixels_a_voxel = 13.46 * 110 / 168 * 2.0
+    grey = (abs(picture - 115) < 12).all(axis=-1)[axial].sum(axis=0)
+    body = np.flatnonzero(grey > 20)  # and not the edge of a letter
+    organ = np.flatnonzero(_green(picture)[axial].any(axis=0))
+    middle = (body[0] + body[-1]) / 2
+    assert (organ[0] - middle) / pixels_a_voxel == pytest.approx(5 - 15, abs=0.15)
+    assert (organ[-1] - middle) / pixels_a_voxel == pytest.approx(17 - 15, abs=0.15)
 
 
 def test_bytes_repeat_and_an_empty_mask_is_drawn_too(tmp_path: Path) -> None:
