@@ -37,6 +37,7 @@ class BuildWithShare(build_py):
     """Copies the shipped files beside the modules, unless the installation is an editable one."""
 
     def run(self) -> None:
+        """Build as usual, then copy."""
         super().run()
         if self.editable_mode:
             return

@@ -9,12 +9,11 @@ import pytest
 import trimesh
 
 from ctseg.errors import OutputError
-from ctseg.meshes import mesh_name, write_meshes, write_stl
+from ctseg.files import mesh_name
+from ctseg.meshes import write_meshes, write_stl
 from ctseg.volume import Volume
 
-OBLIQUE = np.array(
-    [[0.9, -0.3, 0.1, -20.0], [0.35, 1.1, -0.2, 15.0], [-0.1, 0.25, 2.4, 40.0], [0.0, 0.0, 0.0, 1.0]]
-)
+OBLIQUE = np.array([[0.9, -0.3, 0.1, -20.0], [0.35, 1.1, -0.2, 15.0], [-0.1, 0.25, 2.4, 40.0], [0.0, 0.0, 0.0, 1.0]])
 
 
 def _sphere(size: int, radius: float, spacing: tuple[float, float, float]) -> np.ndarray:
@@ -35,7 +34,7 @@ def test_a_sphere_keeps_its_volume_radius_and_centre(tmp_path: Path, mirror: flo
     centre_ras = affine @ [24, 24, 24, 1]
     np.testing.assert_allclose(mesh.center_mass, centre_ras[:3] * [-1, -1, 1], atol=0.02)
     radii = np.linalg.norm(mesh.vertices - mesh.center_mass, axis=1)
-    assert 19.0 < radii.min() and radii.max() < 20.9
+    assert radii.min() > 19.0 and radii.max() < 20.9
     outwards = np.einsum("ij,ij->i", mesh.face_normals, mesh.triangles_center - mesh.center_mass)
     assert (outwards > 0).all()
 
@@ -88,6 +87,7 @@ def test_a_label_that_is_not_there_writes_nothing(tmp_path: Path) -> None:
     assert mesh_name("../x") == "___x.stl"
 
 
-def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"cannot write x\.stl into .*nowhere: No such file"):
-        write_stl(_sphere(15, 5.0, (1.0, 1.0, 1.0)), np.eye(4), 1, tmp_path / "nowhere" / "x.stl")
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file"):
+        write_stl(_sphere(15, 5.0, (1.0, 1.0, 1.0)), np.eye(4), 1, tmp_path / "file" / "x.stl")

@@ -1,4 +1,4 @@
-"""Small file habits that every output shares: write beside and rename, and the sha256 of a file."""
+"""Small file habits that every output shares: names, write beside and rename, and the sha256 of a file."""
 
 from __future__ import annotations
 
@@ -59,3 +59,8 @@ def write_beside(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step. Raises OutputError as `written_beside` does."""
     with written_beside(path) as beside:
         beside.write_bytes(content)
+
+
+def mesh_name(label: str) -> str:
+    """File name of a label's mesh; what a file name cannot hold becomes an underscore."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in label) + ".stl"

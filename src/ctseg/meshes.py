@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.files import written_beside
+from ctseg.files import mesh_name, written_beside
 from ctseg.volume import Volume
 
 HEADER = b"ctseg; SPACE=LPS; UNIT=mm"
@@ -118,10 +118,7 @@ def write_meshes(volume: Volume, label_map: NDArray[Any], labels: Mapping[str, i
     Raises:
         OutputError: a file cannot be written.
     """
-    files = [write_stl(label_map, volume.source_affine, code, folder / mesh_name(name)) for name, code in labels.items()]
+    files = [
+        write_stl(label_map, volume.source_affine, code, folder / mesh_name(name)) for name, code in labels.items()
+    ]
     return [file for file in files if file is not None]
-
-
-def mesh_name(label: str) -> str:
-    """File name of a label's mesh; what a file name cannot hold becomes an underscore."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in label) + ".stl"

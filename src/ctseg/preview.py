@@ -104,7 +104,7 @@ def _caption(organ: Organ) -> str:
     name = organ.name.replace("_", " ")
     if not organ.voxels:
         return f"{name}: not found"
-    cut = " (cut by the edge of the scan)" if organ.touches_edge else ""
+    cut = " (reaches the edge of the scan)" if organ.touches_edge else ""
     digits = 0 if organ.volume_ml >= 100 else 1
     return f"{name} {organ.volume_ml:.{digits}f} ml{cut}"
 
@@ -136,10 +136,10 @@ def _draw_caption(
 
 
 def _shown(views: list[View]) -> list[View]:
+    """The planes worth a look: those of a single slice seen from its side are lines."""
     longest = max(max(view.size_mm) for view in views)
-    return [view for view in views if min(view.size_mm) >= _THINNEST * longest] or [
-        max(views, key=lambda view: view.size_mm[0] * view.size_mm[1])
-    ]
+    worth = [view for view in views if min(view.image.shape) > 1 and min(view.size_mm) >= _THINNEST * longest]
+    return worth or [max(views, key=lambda view: view.size_mm[0] * view.size_mm[1])]
 
 
 def _figure(
