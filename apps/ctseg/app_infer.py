@@ -154,10 +154,10 @@ def _why_untrained(bundle: BundleInfo) -> str:
 def _described(prediction: Prediction, write: float, total: float) -> dict[str, Any]:
     """Return the JSON part of the answer; its keys and `latencies` are those that MONAI Label's viewers know."""
     voxel_ml = abs(float(np.linalg.det(prediction.volume.source_affine[:3, :3]))) / 1000.0
-    counts = np.bincount(prediction.label_map.ravel(), minlength=256)
-    volumes = {name: round(int(counts[code]) * voxel_ml, 3) for name, code in prediction.labels.items()}
+    counts = {name: int(np.count_nonzero(prediction.label_map == code)) for name, code in prediction.labels.items()}
+    volumes = {name: round(count * voxel_ml, 3) for name, count in counts.items()}
     # 3D Slicer names the segments in the order of the values that occur, so an absent label must not be among them.
-    present = {name: code for name, code in prediction.labels.items() if counts[code]}
+    present = {name: code for name, code in prediction.labels.items() if counts[name]}
     seconds = {stage: round(value, 3) for stage, value in prediction.seconds.items()}
     return {
         "label_names": present or dict(prediction.labels),

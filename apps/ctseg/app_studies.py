@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,9 +73,9 @@ def locate_image(image: Any, store: Datastore, uploads: Sequence[Path]) -> tuple
         HTTPException: 404, for anything else: unknown ids, other paths, and links that leave the studies folder.
     """
     if isinstance(image, str) and Path(image).is_absolute():
-        path = Path(image)
-        if path.exists() and any(_lies_in(path, folder) for folder in uploads):
-            return path.resolve(), None
+        # os.path.exists, unlike Path.exists, also answers for a name that is too long or holds a NUL.
+        if os.path.exists(image) and any(_lies_in(Path(image), folder) for folder in uploads):  # noqa: PTH110
+            return Path(image).resolve(), None
     if not _is_name(image):
         raise refused(404, f"{str(image)[:200]!r} names no image: expected the id of an image in the studies, or an upload")
     path_text = _uri_of(image, store)
@@ -127,6 +128,6 @@ class StudiesFolder(LocalDatastore):
 
     def _check_extension(self, file: str) -> None:
         known = [pattern.removeprefix("*") for pattern in self._extensions]
-        if not file.lower().endswith(tuple(known)):
+        if not file.endswith(tuple(known)):
             suffix = Path(file).suffix or "no suffix"
             raise refused(415, f"a file with {suffix} is not taken; expected one of: {', '.join(known)}")
