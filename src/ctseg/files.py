@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ def file_sha256(path: Path) -> str:
         OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with Path(path).open("rb") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -28,17 +29,21 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Give a new name in the same folder to write to, and rename it to `path` when the block ends well.
+    """Give a new name in the same folder to write to; when the block ends well it becomes `path`, durably.
 
     A reader never sees half a file, and a failure leaves an earlier file of that name as it was. The temporary name
-    keeps the suffixes, because writers choose the format by them.
+    keeps the suffixes, because writers choose the format by them. A missing folder is made.
 
     Raises:
-        OutputError: the folder does not exist or cannot be written, or the disk is full.
+        OutputError: the folder cannot be made or written, or the disk is full.
     """
+    path = Path(path)
     beside = path.with_name(f".{secrets.token_hex(6)}-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
         beside.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -46,4 +51,11 @@ def written_beside(path: Path) -> Iterator[Path]:
             f"cannot write {path.name} into {path.parent}: {reason}; name a folder that can be written and has space"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            beside.unlink(missing_ok=True)
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """Write `content` to `path` in one step. Raises OutputError as `written_beside` does."""
+    with written_beside(path) as beside:
+        beside.write_bytes(content)

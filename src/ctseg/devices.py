@@ -1,0 +1,61 @@
+"""Where the work runs: inference chooses by itself, training insists on CUDA."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ctseg.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def inference_device(name: str = "auto") -> str:
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a torch device string; "auto" prefers CUDA.
+
+    Raises:
+        DeviceError: for an unknown name, or a GPU that is not there.
+    """
+    import torch
+
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise DeviceError(f"The device {name!r} is not known: expected auto, cpu, cuda or cuda:N; choose one of these.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda:0" if count else "cpu"
+    if name == "cpu":
+        return "cpu"
+    index = int(name.partition(":")[2] or 0)
+    if index >= count:
+        raise DeviceError(
+            f"The device {name!r} was asked for, but PyTorch sees {count} GPU(s) here: "
+            "use --device cpu, or install a GPU build of PyTorch and the NVIDIA driver."
+        )
+    return f"cuda:{index}"
+
+
+def training_device() -> str:
+    """Return the CUDA device that training runs on; the device of this process's rank under `torchrun`.
+
+    Raises:
+        SystemExit: without a GPU. Not a DeviceError: out of `monai.bundle run` only SystemExit reaches the user as a
+            sentence, every other exception is wrapped in a traceback.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "Training runs on CUDA and PyTorch sees no GPU here: train on a machine with one, "
+            "or insist with `--device cpu` (slow; meant for tests and small data)."
+        )
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return f"cuda:{rank % torch.cuda.device_count()}"
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """Return a `torch.device`: a configuration's `device` arrives as a string when it is overridden."""
+    import torch
+
+    return torch.device(device)

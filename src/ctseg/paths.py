@@ -1,0 +1,30 @@
+"""Where a bundle lies, told to its own configuration."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from ctseg.errors import BundleError
+
+
+def bundle_root() -> str:
+    """Return the root folder of the bundle whose configuration is being parsed.
+
+    A MONAI configuration cannot learn its own place: a plain `monai.bundle run` sets no `bundle_root`. The workflow
+    that parses it can: this walks up the stack to the `ConfigWorkflow`, which keeps the folder of its files.
+
+    Raises:
+        BundleError: when called outside a `ConfigWorkflow` (other callers override `bundle_root` in the configuration).
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        folder = getattr(frame.f_locals.get("self"), "config_root_path", None)
+        if folder is not None:
+            folder = Path(folder).resolve()
+            return str(folder.parent if folder.name == "configs" else folder)
+        frame = frame.f_back
+    raise BundleError(
+        "bundle_root was asked for outside a run of a bundle, where its folder cannot be known: "
+        "set `bundle_root` in the configuration, for example --bundle_root bundles/liver_ct_segmentation."
+    )

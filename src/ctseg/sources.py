@@ -1,0 +1,64 @@
+"""What every reader hands over, and the one rule for the numbers' type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file's content before the checks of values.
+
+    Attributes:
+        array: (I, J, K) in stored order, int16 or float32.
+        affine: (4, 4) float64, index to RAS mm exactly as the file states it; passed by `geometry.check_affine`.
+        format: "nifti", "nrrd", "metaimage" or "dicom".
+        header: nibabel header of a NIfTI file, untouched.
+        series_uid: SeriesInstanceUID of a DICOM series.
+        notes: one sentence for each thing that was corrected or chosen.
+        eight_bit: the file keeps unsigned 8-bit values without scaling.
+    """
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+    format: str
+    header: Any = None
+    series_uid: str | None = None
+    notes: tuple[str, ...] = ()
+    eight_bit: bool = False
+
+
+def scaled(raw: NDArray[Any], slope: float = 1.0, inter: float = 0.0) -> NDArray[Any]:
+    """Apply value * slope + inter; int16 when integers stay integers that fit, else float32.
+
+    Computed in float64 slab by slab along the last axis, so that the peak is the result and one slab. The array itself
+    is returned where nothing has to change.
+
+    Args:
+        raw: (I, J, K) of any real type.
+        slope: as the file states it.
+        inter: as the file states it.
+    """
+    plain = slope == 1.0 and inter == 0.0
+    if raw.dtype.kind in "iu" and float(slope).is_integer() and float(inter).is_integer():
+        ends = sorted(int(end) * int(slope) + int(inter) for end in (raw.min(), raw.max()))
+        if ends[0] >= _INT16.min and ends[1] <= _INT16.max:
+            if plain:
+                return raw.astype(np.int16, order="K", copy=False)
+            return _converted(raw, slope, inter, np.dtype(np.int16))
+    if plain and raw.dtype == np.float32 and raw.dtype.isnative:
+        return raw
+    return _converted(raw, slope, inter, np.dtype(np.float32))
+
+
+def _converted(raw: NDArray[Any], slope: float, inter: float, dtype: np.dtype[Any]) -> NDArray[Any]:
+    result = np.empty_like(raw, dtype=dtype, order="K")
+    for index in range(raw.shape[-1]):
+        result[..., index] = raw[..., index].astype(np.float64) * slope + inter
+    return result

@@ -1,0 +1,7 @@
+"""Transforms that MONAI does not have: reading into a true place, labels by name, and the way back to the source."""
+
+from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
+from ctseg.transforms.loading import LoadVolumed
+from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
+
+__all__ = ["LoadLabeld", "LoadVolumed", "RestoreGridd", "SaveMaskd", "ToLabelMapd"]

@@ -1,0 +1,134 @@
+"""Label maps: from a data source's values to classes by name, and from the network's output to codes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ctseg.errors import ConfigError, GeometryError
+from ctseg.transforms.loading import _volume_of, to_tensor
+
+# Voxels of image and label may differ by header noise; more than this fraction of a voxel is another grid.
+GRID_TOLERANCE = 0.05
+
+
+class LoadLabeld(MapTransform):
+    """Read a label map and turn its values into class indices 1..n in the order of `labels`; all else becomes 0.
+
+    The item's `label_values` maps the values of this data source to names, for example {"255": "liver"}; without it,
+    the values are the class indices themselves. The result has shape (1, I, J, K), uint8, on the image's own grid.
+
+    Args:
+        keys: items to read.
+        labels: names of the task's classes; class i+1 is labels[i].
+        image_key: the image that the label must fit.
+
+    Raises:
+        GeometryError: when the label does not lie on its image's grid.
+        ConfigError: when `label_values` names a label that the task does not have, and none that it has.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labels: Sequence[str],
+        image_key: str = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.labels = list(labels)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read every key and check it against the image."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            volume = _volume_of(item[key], item, modality="label")
+            table = self._table(item.get("label_values"), volume.array)
+            label = to_tensor(volume)
+            classes = np.zeros(volume.shape, dtype=np.uint8)
+            for value, index in table.items():
+                classes[volume.array == value] = index
+            label.set_array(torch.from_numpy(classes)[None])
+            if self.image_key in item:
+                _check_same_grid(item[self.image_key], label)
+            item[key] = label
+        return item
+
+    def _table(self, values: Mapping[Any, str] | None, array: np.ndarray) -> dict[int, int]:
+        if values is None:
+            return {i: i for i in range(1, len(self.labels) + 1)}
+        table = {int(v): self.labels.index(name) + 1 for v, name in values.items() if name in self.labels}
+        if not table and values:
+            raise ConfigError(
+                f"The data source's label_values name {', '.join(sorted(set(values.values())))}, but the task knows "
+                f"{', '.join(self.labels)}: correct label_values in the datalist."
+            )
+        return table
+
+
+def _check_same_grid(image: MetaTensor, label: MetaTensor) -> None:
+    name = label.meta["filename_or_obj"]
+    if image.shape[1:] != label.shape[1:]:
+        raise GeometryError(
+            f"The label {name} has the grid {tuple(label.shape[1:])}, its image has {tuple(image.shape[1:])}: "
+            "expected the same grid; export the label again on its image's grid."
+        )
+    shape = np.asarray(image.shape[1:])
+    corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape], indexing="ij")).reshape(3, -1)
+    corners = np.vstack([corners, np.ones(corners.shape[1])])
+    apart = np.asarray(label.affine, dtype=np.float64) @ corners - np.asarray(image.affine, dtype=np.float64) @ corners
+    spacing = np.sqrt((np.asarray(image.affine)[:3, :3] ** 2).sum(axis=0)).min()
+    worst = float(np.sqrt((apart[:3] ** 2).sum(axis=0)).max())
+    if worst > GRID_TOLERANCE * spacing:
+        raise GeometryError(
+            f"The label {name} lies {worst:.2f} mm away from its image's grid: "
+            "expected the same origin, spacing and direction; export the label again on its image's grid."
+        )
+
+
+class ToLabelMapd(MapTransform):
+    """Turn logits into a label map of codes, on the network's own grid, before anything is resampled.
+
+    One channel means one class against background: its code where the logit is above 0 (probability above one half).
+    More channels mean background and classes: the code of the channel with the largest logit.
+
+    Args:
+        keys: logits of shape (C, ...).
+        codes: the code of each class, at most 255; one for C = 1, else C - 1.
+
+    Raises:
+        ConfigError: when the channels do not fit the codes.
+    """
+
+    def __init__(self, keys: KeysCollection, codes: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.codes = [int(code) for code in codes]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with label maps of shape (1, ...), uint8, that keep their place (`MetaTensor`)."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self._label_map(item[key])
+        return item
+
+    def _label_map(self, logits: torch.Tensor) -> torch.Tensor:
+        channels = logits.shape[0]
+        if channels != (1 if len(self.codes) == 1 else len(self.codes) + 1):
+            raise ConfigError(
+                f"The network gives {channels} channels for {len(self.codes)} label codes: expected 1 for one label, "
+                "else one for background and one a label; correct out_channels or the labels of the task."
+            )
+        plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
+        if channels == 1:
+            result = (plain > 0).to(torch.uint8) * self.codes[0]
+        else:
+            table = torch.tensor([0, *self.codes], dtype=torch.uint8, device=plain.device)
+            result = table[plain.argmax(dim=0, keepdim=True)]
+        return MetaTensor(result, meta=logits.meta) if isinstance(logits, MetaTensor) else result

@@ -1,0 +1,102 @@
+"""Reading as the first transform of every pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ctseg.errors import InputError
+from ctseg.slices import SLICE_SUFFIXES, read_slice
+from ctseg.volume import Volume
+
+
+class LoadVolumed(MapTransform):
+    """Read an image of any supported format as a channel-first `MetaTensor` with a clean place in RAS.
+
+    The item may hold a path (NIfTI, NRRD, MetaImage, DICOM folder or zip, PNG slice) or a `Volume` read already. A PNG
+    needs `slice_spacing` in the item: mm between columns, rows, and the thickness.
+
+    The result is float32 or int16 of shape (1, I, J, K). Its meta keeps what the way back needs, in types that survive
+    collation: `original_affine` (cleaned) and `spatial_shape` of the source grid, `source_affine` (exact), `header`
+    (the bytes of a NIfTI header, else empty), `format` and `filename_or_obj`.
+
+    Args:
+        keys: items to read.
+        modality: what the voxels are expected to be; "CT" switches the plausibility checks of HU on.
+
+    Raises:
+        InputError, GeometryError, ResourceError: as `ctseg.reading.read_volume`.
+    """
+
+    def __init__(self, keys: KeysCollection, modality: str = "CT", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.modality = modality
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read every key; the other items pass unchanged."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = to_tensor(_volume_of(item[key], item, self.modality))
+        return item
+
+
+def _volume_of(source: Any, item: Mapping[Hashable, Any], modality: str) -> Volume:
+    if isinstance(source, Volume):
+        return source
+    if str(source).lower().endswith(SLICE_SUFFIXES):
+        spacing = item.get("slice_spacing")
+        if spacing is None:
+            raise InputError(
+                f"{source} is a PNG slice and its item names no slice_spacing: "
+                'add "slice_spacing": [column mm, row mm, thickness mm] to the case in the datalist.'
+            )
+        return read_slice(source, tuple(float(s) for s in spacing))  # type: ignore[arg-type]
+    from ctseg.reading import read_volume
+
+    return read_volume(source, modality=modality)
+
+
+def to_tensor(volume: Volume) -> MetaTensor:
+    """Return a volume as `MetaTensor` (1, I, J, K) that shares its memory and knows its place."""
+    header = np.frombuffer(volume.header.binaryblock, dtype=np.uint8).copy() if volume.header is not None else []
+    meta = {
+        "original_affine": torch.as_tensor(volume.affine.copy()),
+        "spatial_shape": np.asarray(volume.shape),
+        "source_affine": torch.as_tensor(volume.source_affine.copy()),
+        "header": torch.as_tensor(header, dtype=torch.uint8),
+        "format": volume.format,
+        "filename_or_obj": str(volume.source),
+        "space": "RAS",
+    }
+    array = volume.array if volume.array.flags.writeable and _positive_strides(volume.array) else volume.array.copy()
+    tensor = MetaTensor(torch.from_numpy(array)[None], affine=torch.as_tensor(volume.affine.copy()), meta=meta)
+    return tensor
+
+
+def _positive_strides(array: np.ndarray) -> bool:
+    return all(stride >= 0 for stride in array.strides)
+
+
+def to_volume(meta: Mapping[str, Any]) -> Volume:
+    """Return the source's grid from a tensor's meta, as a `Volume` whose voxels take no memory."""
+    shape = tuple(int(n) for n in np.asarray(meta["spatial_shape"]).ravel())
+    header = None
+    if len(meta["header"]):
+        import nibabel
+
+        header = nibabel.Nifti1Header(bytes(np.asarray(meta["header"], dtype=np.uint8)), check=False)
+    return Volume(
+        array=np.broadcast_to(np.zeros(1, dtype=np.int16), shape),
+        affine=np.asarray(meta["original_affine"], dtype=np.float64),
+        source_affine=np.asarray(meta["source_affine"], dtype=np.float64),
+        source=Path(str(meta["filename_or_obj"])),
+        format=str(meta["format"]),
+        header=header,
+    )

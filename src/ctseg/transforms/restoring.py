@@ -1,0 +1,105 @@
+"""The way back: a label map from the network's grid to exactly the source's grid, and to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ctseg.errors import GeometryError
+from ctseg.transforms.loading import to_volume
+
+
+class RestoreGridd(MapTransform):
+    """Resample a label map from the network's grid to the source's grid by the two affines.
+
+    The affines say where each voxel lies, whatever was turned, resampled, cropped or padded on the way in, so nothing
+    has to be undone step by step, and only the box around each label is touched.
+
+    Args:
+        keys: label maps of shape (1, I', J', K') with a place (`MetaTensor`).
+        like: the preprocessed image, on the same grid, whose meta tells the source's grid.
+
+    Raises:
+        GeometryError: when the label map has lost its place or does not lie on the preprocessed image's grid.
+    """
+
+    def __init__(self, keys: KeysCollection, like: str = "image", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.like = like
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with uint8 label maps of shape (1, I, J, K) on the source's grid."""
+        from ctseg.grids import resample_labels
+
+        item = dict(data)
+        image = item[self.like]
+        for key in self.key_iterator(item):
+            labels = item[key]
+            self._check(labels, image, str(key))
+            source = to_volume(image.meta)
+            restored = resample_labels(
+                np.asarray(labels[0].cpu()),
+                from_affine=np.asarray(labels.affine, dtype=np.float64),
+                to_affine=source.affine,
+                to_shape=source.shape,
+            )
+            meta = {**image.meta, "affine": torch.as_tensor(source.affine)}
+            item[key] = MetaTensor(torch.from_numpy(restored)[None], meta=meta)
+        return item
+
+    def _check(self, labels: Any, image: MetaTensor, key: str) -> None:
+        if not isinstance(labels, MetaTensor):
+            raise GeometryError(
+                f"The label map {key!r} has lost its place in space (a {type(labels).__name__} instead of a MetaTensor): "
+                "a clean-up step before RestoreGridd must keep the MetaTensor; mend or remove that step."
+            )
+        same_shape = labels.shape[1:] == image.shape[1:]
+        if not same_shape or not torch.allclose(labels.affine, image.affine.to(labels.affine), atol=1e-6):
+            raise GeometryError(
+                f"The label map {key!r} of grid {tuple(labels.shape[1:])} does not lie on the preprocessed image's grid "
+                f"{tuple(image.shape[1:])}: a step between the network and RestoreGridd moved it; mend that step."
+            )
+
+
+class SaveMaskd(MapTransform):
+    """Write a label map as uint8 NIfTI on exactly its source's grid: `output_dir/<case>/mask.nii.gz`.
+
+    Args:
+        keys: label maps of shape (1, I, J, K) as `RestoreGridd` leaves them.
+        output_dir: folder of the results.
+
+    Raises:
+        GeometryError, OutputError: as `ctseg.writing.write_mask`.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str | Path, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.output_dir = Path(output_dir)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write every key; the item passes unchanged, with the file's path in its meta as `saved_to`."""
+        from ctseg.writing import write_mask
+
+        item = dict(data)
+        for key in self.key_iterator(item):
+            source = to_volume(item[key].meta)
+            path = self.output_dir / case_name(source.source) / "mask.nii.gz"
+            write_mask(np.asarray(item[key][0].cpu()), source, path)
+            item[key].meta["saved_to"] = str(path)
+        return item
+
+
+def case_name(source: Path) -> str:
+    """Return the name of a case: its file's or folder's name without the endings of image files."""
+    name = source.name
+    for ending in (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", ".png"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
