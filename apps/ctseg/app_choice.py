@@ -29,10 +29,14 @@ def choose_bundles(conf: Mapping[str, str]) -> dict[str, BundleInfo]:
     found = find_bundles(root)
     usable = {name: info for name, info in found.items() if info.segments}
     for name in found.keys() - usable.keys():
-        logger.warning("Not served: %s", found[name].problem or f"bundle {name} answers with something else than a mask")
+        logger.warning(
+            "Not served: %s", found[name].problem or f"bundle {name} answers with something else than a mask"
+        )
     if not usable:
-        raise BundleError(f"there is no bundle to serve in {root}: expected folders with configs/metadata.json; "
-                          "install ctseg again, or name another folder with --conf bundles FOLDER")
+        raise BundleError(
+            f"there is no bundle to serve in {root}: expected folders with configs/metadata.json; "
+            "install ctseg again, or name another folder with --conf bundles FOLDER"
+        )
     names = [name for part in str(conf.get("models") or "all").split(",") if (name := part.strip())]
     if not names or "all" in names:
         return usable

@@ -42,6 +42,12 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
+def _was_stored(image: str, folder: Path) -> bool:
+    # os.path.exists, unlike Path.exists, also answers for a name that is too long or holds a NUL.
+    exists = os.path.isabs(image) and os.path.exists(image)  # noqa: PTH110, PTH117
+    return exists and _lies_in(Path(image), folder)
+
+
 def remove_upload(path: str | Path, folder: Path) -> None:
     """Delete a file that a request brought, and nothing else."""
     if _lies_in(Path(path), folder):
@@ -72,12 +78,12 @@ def locate_image(image: Any, store: Datastore, uploads: Sequence[Path]) -> tuple
     Raises:
         HTTPException: 404, for anything else: unknown ids, other paths, and links that leave the studies folder.
     """
-    if isinstance(image, str) and Path(image).is_absolute():
-        # os.path.exists, unlike Path.exists, also answers for a name that is too long or holds a NUL.
-        if os.path.exists(image) and any(_lies_in(Path(image), folder) for folder in uploads):  # noqa: PTH110
-            return Path(image).resolve(), None
+    if isinstance(image, str) and any(_was_stored(image, folder) for folder in uploads):
+        return Path(image).resolve(), None
     if not _is_name(image):
-        raise refused(404, f"{str(image)[:200]!r} names no image: expected the id of an image in the studies, or an upload")
+        raise refused(
+            404, f"{str(image)[:200]!r} names no image: expected the id of an image in the studies, or an upload"
+        )
     path_text = _uri_of(image, store)
     if not path_text or not Path(path_text).exists():
         raise refused(404, f"there is no image {image!r} in the studies; /datastore/?output=all lists those that are")
@@ -91,7 +97,9 @@ def _uri_of(image: str, store: Datastore) -> str:
         return str(store.get_image_uri(image))
     except (LookupError, OSError, ValueError) as error:
         logger.warning("An image could not be fetched: %s", error)
-        raise refused(404, f"the image {image!r} could not be fetched from the studies' server; is it there?") from error
+        raise refused(
+            404, f"the image {image!r} could not be fetched from the studies' server; is it there?"
+        ) from error
 
 
 class StudiesFolder(LocalDatastore):
