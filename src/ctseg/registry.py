@@ -83,6 +83,12 @@ class BundleInfo:
         return dict(sorted(pairs, key=lambda pair: pair[1]))
 
     @property
+    def colors(self) -> dict[str, tuple[int, int, int]]:
+        """The colour of each label as (r, g, b), 0..255; a label without one is not listed."""
+        colored = (entry for entry in self.label_entries if "color" in entry)
+        return {str(entry["name"]): (entry["color"][0], entry["color"][1], entry["color"][2]) for entry in colored}
+
+    @property
     def segments(self) -> bool:
         """Whether the bundle answers with a mask (and not, say, with a class)."""
         outputs = self.metadata.get("network_data_format", _EMPTY).get("outputs", _EMPTY)
