@@ -13,7 +13,8 @@ import pytest
 from helpers_app import AppUnderTest, StubPredictor, build_app, sibling
 from helpers_server import add_weights, oblique_affine
 
-from ctseg.errors import BundleError, GeometryError
+from ctseg.devices import inference_device
+from ctseg.errors import BundleError, DeviceError, GeometryError
 from ctseg.registry import app_root, find_bundles
 from ctseg.volume import Volume
 
@@ -119,6 +120,7 @@ def test_answer_says_volume_device_and_times(app: Any) -> None:
     params = app.infer({"model": "pair_ct_segmentation", "image": "case1"})["params"]
     # 24 voxels of 4 x 4 x 5 mm = 1920 mm3
     assert params["volumes_ml"] == {"left thing": pytest.approx(1.92), "right thing": 0.0}
+    assert params["cut_by_the_scan"] == []
     assert params["label_names"] == {"left thing": 1}  # 3D Slicer counts the values that occur
     assert (params["device"], params["model"], params["version"]) == ("cpu", "pair_ct_segmentation", "0.3.0")
     latencies = params["latencies"]
@@ -158,12 +160,12 @@ def test_network_is_loaded_once_per_device_and_again_when_the_weights_change(app
     request = {"model": "aaa_ct_segmentation", "image": "case1"}
     for image in ("case1", "case2", "case1"):
         app.infer({**request, "image": image, "model_filename": "/etc/passwd"})
-    app.infer({**request, "device": "cpu"})
-    assert StubPredictor.made == [("aaa_ct_segmentation", "auto"), ("aaa_ct_segmentation", "cpu")]
+    app.infer({**request, "device": inference_device()})  # the same by its name
+    assert StubPredictor.made == [("aaa_ct_segmentation", inference_device())]
     add_weights(bundles / "aaa_ct_segmentation", b"better ones")
     app.infer(request)
     app.infer(request)
-    assert StubPredictor.made[2:] == [("aaa_ct_segmentation", "auto")]
+    assert StubPredictor.made[2:] == [("aaa_ct_segmentation", inference_device())]
 
 
 def test_two_requests_at_once_do_not_mix(app: Any) -> None:
@@ -175,7 +177,10 @@ def test_two_requests_at_once_do_not_mix(app: Any) -> None:
     for thread in run:
         thread.join()
     assert StubPredictor.overlaps == [False] * 6
-    assert sorted(StubPredictor.made) == [("aaa_ct_segmentation", "auto"), ("pair_ct_segmentation", "auto")]
+    assert sorted(StubPredictor.made) == [
+        ("aaa_ct_segmentation", inference_device()),
+        ("pair_ct_segmentation", inference_device()),
+    ]
 
 
 def test_prediction_is_kept_as_a_label_when_asked(app: Any, studies: Path) -> None:
@@ -184,10 +189,18 @@ def test_prediction_is_kept_as_a_label_when_asked(app: Any, studies: Path) -> No
     assert (studies / "labels" / "auto-1" / "case1.nii.gz").is_file()
 
 
-@pytest.mark.parametrize(
-    ("asked", "device"),
-    [(None, "auto"), ("", "auto"), ([], "auto"), ("auto", "auto"), ("cpu", "cpu"), (["cpu"], "cpu"), ("cuda:x", "cpu")],
-)
-def test_device_from_a_client(monkeypatch: pytest.MonkeyPatch, asked: Any, device: str) -> None:
+@pytest.mark.parametrize("asked", [None, "", [], "auto", "cpu", ["cpu"], "cuda", "cuda:1"])
+def test_device_from_a_client_without_a_gpu(monkeypatch: pytest.MonkeyPatch, asked: Any) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert sibling("app_infer").wanted_device(asked) == device
+    assert sibling("app_infer").wanted_device(asked) == "cpu"
+
+
+def test_device_from_a_client_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "NVIDIA Any")
+    wanted = sibling("app_infer").wanted_device
+    assert [wanted(asked) for asked in ("", "cpu", "cuda", "NVIDIA Any:1")] == ["cuda:0", "cpu", "cuda:0", "cuda:1"]
+    for unknown in ("cuda:2", "abacus", {"a": 1}):
+        with pytest.raises(DeviceError, match="device"):
+            wanted(unknown)

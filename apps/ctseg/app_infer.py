@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from app_results import wanted_dtype, wanted_extension, write_result
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
-from ctseg.errors import BundleError, ConfigError
+from ctseg.devices import inference_device
+from ctseg.errors import BundleError, DeviceError
+from ctseg.organs import measure_organs
 from ctseg.registry import BundleInfo, get_bundle, verify_weights
 
 if TYPE_CHECKING:
@@ -31,20 +32,20 @@ def load_predictor(info: BundleInfo, device: str) -> Predictor:
 
 
 def wanted_device(asked: Any) -> str:
-    """Turn what a client sends into a device of ours.
+    """Turn what a client sends into a torch device.
 
     Viewers send "cuda" by default, or the GPU's name as listed in `/info/`, or the whole list; without a GPU
     "cuda" becomes the CPU, and the answer says which device it was.
 
     Raises:
-        ConfigError: something that is no text.
+        DeviceError: a device that is not known or not there.
     """
     first = asked[0] if isinstance(asked, list) and asked else asked
     if not first:
-        return "auto"
+        return inference_device()
     if not isinstance(first, str):
-        raise ConfigError(f"the device {first!r} is not known: expected auto, cpu, cuda or cuda:N")
-    return str(name_to_device(first))
+        raise DeviceError(f"the device {first!r} is not known: expected auto, cpu, cuda or cuda:N; choose one of these")
+    return inference_device(str(name_to_device(first)))
 
 
 def _fingerprint(info: BundleInfo) -> tuple[object, ...]:
@@ -153,15 +154,14 @@ def _why_untrained(bundle: BundleInfo) -> str:
 
 def _described(prediction: Prediction, write: float, total: float) -> dict[str, Any]:
     """Return the JSON part of the answer; its keys and `latencies` are those that MONAI Label's viewers know."""
-    voxel_ml = abs(float(np.linalg.det(prediction.volume.source_affine[:3, :3]))) / 1000.0
-    counts = {name: int(np.count_nonzero(prediction.label_map == code)) for name, code in prediction.labels.items()}
-    volumes = {name: round(count * voxel_ml, 3) for name, count in counts.items()}
+    organs = measure_organs(prediction.label_map, prediction.labels, prediction.volume.source_affine)
     # 3D Slicer names the segments in the order of the values that occur, so an absent label must not be among them.
-    present = {name: code for name, code in prediction.labels.items() if counts[name]}
+    present = {organ.name: organ.code for organ in organs if organ.voxels}
     seconds = {stage: round(value, 3) for stage, value in prediction.seconds.items()}
     return {
         "label_names": present or dict(prediction.labels),
-        "volumes_ml": volumes,
+        "volumes_ml": {organ.name: round(organ.volume_ml, 3) for organ in organs},
+        "cut_by_the_scan": [organ.name for organ in organs if organ.touches_edge],
         "latencies": {
             "pre": round(seconds.get("read", 0.0) + seconds.get("preprocess", 0.0), 3),
             "infer": seconds.get("network", 0.0),
