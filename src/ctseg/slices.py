@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from ctseg.errors import InputError
 from ctseg.volume import Volume
 
-SLICE_SUFFIXES = (".png",)
-
 
 def read_slice(path: str | Path, spacing: tuple[float, float, float]) -> Volume:
     """Read a grey 8- or 16-bit PNG in **radiological view** as a one-slice volume.

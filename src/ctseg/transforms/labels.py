@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ctseg.errors import ConfigError, GeometryError
-from ctseg.transforms.loading import _volume_of, to_tensor
+from ctseg.transforms.loading import volume_of, to_tensor
 
 # Voxels of image and label may differ by header noise; more than this fraction of a voxel is another grid.
 GRID_TOLERANCE = 0.05
@@ -49,9 +49,9 @@ class LoadLabeld(MapTransform):
         """Read every key and check it against the image."""
         item = dict(data)
         for key in self.key_iterator(item):
-            volume = _volume_of(item[key], item, modality="label")
+            volume = volume_of(item[key], item, modality="label")
             table = self._table(item.get("label_values"), volume.array)
-            label = to_tensor(volume)
+            label = to_tensor(volume, patient=item.get("patient"))
             classes = np.zeros(volume.shape, dtype=np.uint8)
             for value, index in table.items():
                 classes[volume.array == value] = index

@@ -12,8 +12,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ctseg.cases import SLICE_ENDINGS, case_name
 from ctseg.errors import InputError
-from ctseg.slices import SLICE_SUFFIXES, read_slice
+from ctseg.slices import read_slice
 from ctseg.volume import Volume
 
 
@@ -43,14 +44,15 @@ class LoadVolumed(MapTransform):
         """Read every key; the other items pass unchanged."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = to_tensor(_volume_of(item[key], item, self.modality))
+            item[key] = to_tensor(volume_of(item[key], item, self.modality), patient=item.get("patient"))
         return item
 
 
-def _volume_of(source: Any, item: Mapping[Hashable, Any], modality: str) -> Volume:
+def volume_of(source: Any, item: Mapping[Hashable, Any], modality: str) -> Volume:
+    """Return the volume that an item holds or names; see `LoadVolumed`."""
     if isinstance(source, Volume):
         return source
-    if str(source).lower().endswith(SLICE_SUFFIXES):
+    if str(source).lower().endswith(SLICE_ENDINGS):
         spacing = item.get("slice_spacing")
         if spacing is None:
             raise InputError(
@@ -63,8 +65,8 @@ def _volume_of(source: Any, item: Mapping[Hashable, Any], modality: str) -> Volu
     return read_volume(source, modality=modality)
 
 
-def to_tensor(volume: Volume) -> MetaTensor:
-    """Return a volume as `MetaTensor` (1, I, J, K) that shares its memory and knows its place."""
+def to_tensor(volume: Volume, patient: str | None = None) -> MetaTensor:
+    """Return a volume as `MetaTensor` (1, I, J, K) that shares its memory and knows its place and patient."""
     header = np.frombuffer(volume.header.binaryblock, dtype=np.uint8).copy() if volume.header is not None else []
     meta = {
         "original_affine": torch.as_tensor(volume.affine.copy()),
@@ -73,11 +75,11 @@ def to_tensor(volume: Volume) -> MetaTensor:
         "header": torch.as_tensor(header, dtype=torch.uint8),
         "format": volume.format,
         "filename_or_obj": str(volume.source),
+        "patient": patient or case_name(volume.source),
         "space": "RAS",
     }
     array = volume.array if volume.array.flags.writeable and _positive_strides(volume.array) else volume.array.copy()
-    tensor = MetaTensor(torch.from_numpy(array)[None], affine=torch.as_tensor(volume.affine.copy()), meta=meta)
-    return tensor
+    return MetaTensor(torch.from_numpy(array)[None], affine=torch.as_tensor(volume.affine.copy()), meta=meta)
 
 
 def _positive_strides(array: np.ndarray) -> bool:

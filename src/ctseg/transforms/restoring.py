@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ctseg.cases import case_name
 from ctseg.errors import GeometryError
 from ctseg.transforms.loading import to_volume
 
@@ -95,11 +96,3 @@ class SaveMaskd(MapTransform):
             item[key].meta["saved_to"] = str(path)
         return item
 
-
-def case_name(source: Path) -> str:
-    """Return the name of a case: its file's or folder's name without the endings of image files."""
-    name = source.name
-    for ending in (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", ".png"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name

@@ -1,0 +1,151 @@
+"""Bundles are generated: the wiring of `configs/base` and the values of `configs/tasks` become complete bundles.
+
+In the wiring, `{{name}}` is a value of the task or its kind, `{{name 0}}` an element of it, and `{{*name words}}`, as an
+element of a list, splices a block: `{{*preprocessing image label}}` is the block `preprocessing` for these two keys, in
+which `{{keys}}` and `{{modes}}` stand for the keys and their interpolation, and an entry with `_for_` is kept for its
+keys only. So training and inference cannot differ in their deterministic transforms.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ctseg.errors import ConfigError
+
+CONFIGS = ("inference", "train", "evaluate", "multi_gpu_train")
+_VALUE = re.compile(r"\{\{(\w+)(?: (\d+))?\}\}")
+_SPLICE = re.compile(r"\{\{\*(\w+)((?: \w+)*)\}\}")
+_MODES = {"image": "bilinear", "label": "nearest"}
+
+
+def build_bundle(task_file: Path, base_dir: Path) -> dict[str, str]:
+    """Return the generated files of one task's bundle: path inside the bundle -> text.
+
+    Args:
+        task_file: `configs/tasks/<task>.yaml`.
+        base_dir: `configs/base`.
+
+    Raises:
+        ConfigError: when a file is missing or no YAML, or a value that the wiring needs is missing.
+    """
+    from ctseg.metadata import metadata_of
+
+    task = load_yaml(task_file)
+    for key in ("bundle", "base", "labels", "network"):
+        if key not in task:
+            raise ConfigError(f"The task {task_file} lacks {key!r}: add it; configs/tasks/liver_ct.yaml is an example.")
+    shared, kind = load_yaml(base_dir / "shared.yaml"), load_yaml(base_dir / f"{task['base']}.yaml")
+    values = {**kind, **task, **_derived(task)}
+    configs = {name: render(shared[name], values) for name in CONFIGS}
+    configs["metadata"] = metadata_of(values, task_file.stem)
+    files = {f"configs/{name}.json": json.dumps(config, indent=4) + "\n" for name, config in configs.items()}
+    files["configs/logging.conf"] = (base_dir / "logging.conf").read_text(encoding="utf-8")
+    files["LICENSE"] = (base_dir / "LICENSE").read_text(encoding="utf-8")
+    return files
+
+
+def build_all(root: Path, tasks_dir: Path | None = None) -> dict[Path, str]:
+    """Return every generated file of a clone: absolute path -> text.
+
+    Args:
+        root: the clone; its `configs/base` is the wiring, its `bundles` the target.
+        tasks_dir: the tasks; None takes `root/configs/tasks`.
+    """
+    files = {}
+    for task_file in sorted((tasks_dir or root / "configs" / "tasks").glob("*.yaml")):
+        folder = root / "bundles" / load_yaml(task_file)["bundle"]
+        for name, text in build_bundle(task_file, root / "configs" / "base").items():
+            files[folder / name] = text
+    return files
+
+
+def stale(files: Mapping[Path, str]) -> list[Path]:
+    """Return the generated files that are missing or differ from what they should be."""
+    return [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: when it is missing, no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"The configuration {path} cannot be read ({error}): expected a YAML file.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"The configuration {path} holds a {type(content).__name__}, expected names and values.")
+    return content
+
+
+def render(node: Any, values: Mapping[str, Any]) -> Any:
+    """Return a copy of `node` with every `{{...}}` replaced.
+
+    Raises:
+        ConfigError: when a name has no value.
+    """
+    if isinstance(node, dict):
+        return {key: render(value, values) for key, value in node.items()}
+    if isinstance(node, list):
+        return [item for entry in node for item in _render_entry(entry, values)]
+    if isinstance(node, str):
+        return _render_text(node, values)
+    if isinstance(node, float) and node != node:
+        return "$float('nan')"  # JSON has no NaN
+    return node
+
+
+def _render_entry(entry: Any, values: Mapping[str, Any]) -> list[Any]:
+    splice = _SPLICE.fullmatch(entry) if isinstance(entry, str) else None
+    if splice is None:
+        return [render(entry, values)]
+    keys = splice[2].split()
+    block = []
+    for item in _value(splice[1], values):
+        wanted = [item["_for_"]] if isinstance(item.get("_for_"), str) else item.get("_for_", keys)
+        kept = [key for key in keys if key in wanted]
+        if keys and not kept:
+            continue
+        item = {key: value for key, value in item.items() if key != "_for_"}
+        own = {**values, "keys": kept, "modes": [_MODES.get(key, "nearest") for key in kept]}
+        block.append(render(item, own))
+    return block
+
+
+def _render_text(text: str, values: Mapping[str, Any]) -> Any:
+    whole = _VALUE.fullmatch(text)
+    if whole:
+        return render(copy.deepcopy(_element(whole, values)), values)
+    return _VALUE.sub(lambda match: str(_element(match, values)), text)
+
+
+def _element(match: re.Match[str], values: Mapping[str, Any]) -> Any:
+    value = _value(match[1], values)
+    return value[int(match[2])] if match[2] is not None else value
+
+
+def _value(name: str, values: Mapping[str, Any]) -> Any:
+    if name not in values:
+        raise ConfigError(
+            f"The task {values.get('bundle', '?')} has no value for {name!r}, which its kind's wiring needs: "
+            f"add it to the task's file; known are {', '.join(sorted(values))}."
+        )
+    return values[name]
+
+
+def _derived(task: Mapping[str, Any]) -> dict[str, Any]:
+    labels = task["labels"]
+    return {
+        "label_names": [label["name"] for label in labels],
+        "label_codes": [label["code"] for label in labels],
+        "class_indices": list(range(1, len(labels) + 1)),
+        "channels": 1 if len(labels) == 1 else len(labels) + 1,
+    }

@@ -1,0 +1,84 @@
+"""A bundle's `metadata.json` from its task: MONAI's own fields, and a block of ours for the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+# What the bundles were built and tested with; constraints.txt pins the same.
+TESTED = {
+    "monai": "1.6.1",
+    "torch": "2.15.0",
+    "numpy": "1.26.4",
+    "nibabel": "5.4.2",
+    "itk": "5.4.7",
+    "pytorch-ignite": "0.5.5",
+    "segmentation-models-pytorch": "0.6.0",
+}
+
+
+def metadata_of(values: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return the metadata of a bundle.
+
+    Args:
+        values: the task's values over its kind's, rendered names included.
+        task: the task's name, that of its file.
+    """
+    labels = values["labels"]
+    required = {name: version for name, version in TESTED.items() if name not in ("monai", "torch", "numpy")}
+    return {
+        "schema": SCHEMA,
+        "version": str(values["version"]),
+        "changelog": {str(version): text for version, text in values["changelog"].items()},
+        "monai_version": TESTED["monai"],
+        "pytorch_version": TESTED["torch"],
+        "numpy_version": TESTED["numpy"],
+        "required_packages_version": required,
+        "name": values["bundle"],
+        "task": values["description"],
+        "description": values["description"],
+        "authors": values["authors"],
+        "copyright": values["copyright"],
+        "data_source": values["data"]["source"],
+        "data_type": values["modality"],
+        "intended_use": values["intended_use"],
+        "references": values.get("references", []),
+        "network_data_format": _data_format(values),
+        "ctseg": {
+            "task": task,
+            "kind": values["kind"],
+            "modality": values["modality"],
+            "labels": [dict(label) for label in labels],
+            "evidence": values["evidence"],
+            "licence": dict(values["licence"]),
+            "weights": dict(values["weights"]) if values["weights"] else None,
+        },
+    }
+
+
+def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
+    labels, shape = values["labels"], [int(size) for size in values["patch"]]
+    channels = {"0": "background", **{str(label["code"]): label["name"] for label in labels}}
+    tensor = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
+    return {
+        "inputs": {
+            "image": {
+                **tensor,
+                "format": "hounsfield" if values["modality"] == "CT" else "magnitude",
+                "modality": values["modality"],
+                "num_channels": 1,
+                "value_range": [0.0, 1.0],
+                "channel_def": {"0": "image"},
+            }
+        },
+        "outputs": {
+            "pred": {
+                **tensor,
+                "format": "segmentation",
+                "num_channels": 1 if len(labels) == 1 else len(labels) + 1,
+                "value_range": [0.0, 1.0],
+                "channel_def": channels,
+            }
+        },
+    }
