@@ -96,12 +96,15 @@ class SegmentationTask(InferTask):
         answer.update(version=bundle.version, labels=bundle.labels, trained=bundle.trained)
         answer.update(description=bundle.description, modality=bundle.modality, evidence=bundle.evidence)
         if not bundle.trained:
-            answer["description"] = f"{bundle.description} Untrained: {_why_untrained(bundle)}"
+            answer["description"] = f"{bundle.description} Not usable yet: {_why_untrained(bundle)}"
         return answer
 
     def get_path(self, validate: bool = True) -> str | None:
         """Return the weights' file; None when it is not there (and `validate` holds) or not named."""
-        weights = self._bundle().weights
+        try:
+            weights = self._bundle().weights
+        except BundleError:
+            return None
         return str(weights) if weights and (weights.is_file() or not validate) else None
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:

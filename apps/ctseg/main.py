@@ -126,9 +126,11 @@ class CtsegApp(MONAILabelApp):
         path, image_id = locate_image(request.get("image"), store, self._upload_folders())
         try:
             file, params = task({**request, "image": str(path)})
-        except CtsegError as error:
+        except Exception as error:
             # The background task that deletes an upload never runs after an exception.
             remove_upload(path, self._private)
+            if not isinstance(error, CtsegError):
+                raise
             raise refused(*sentence_for(error, path, image_id or "the uploaded image")) from error
         label = file
         if image_id and str(request.get("save_label", False)).lower() in ("true", "1", "yes"):
