@@ -2,11 +2,12 @@
 
 `datalist.json` in a data folder::
 
-    {"label_values": {"255": "liver"}, "slice_spacing": [1.5, 1.5, 5.0],
+    {"mask_values": {"255": "liver"}, "slice_spacing": [1.5, 1.5, 5.0],
      "cases": [{"case_id": "p1_s3", "patient": "p1", "image": "images/p1_s3.png", "label": "masks/p1_s3.png"}]}
 
 Paths are absolute or relative to the data folder. What stands beside `cases` is a default for each case. The split
-stands in the ledger beside it, `split.csv` (`ctseg.ledger`).
+stands in the ledger beside it, `split.csv` (`ctseg.ledger`). No key may begin with `image_` or `label_`: MONAI's
+`Spacingd` takes what is so named beside `image` and `label` for their meta data and writes into it.
 """
 
 from __future__ import annotations

@@ -24,19 +24,21 @@ SHEAR_TOLERANCE = 1e-3
 AXIS_TOLERANCE = 1e-4
 # Voxels outside of this range of mm are no patient's; most often the unit is not mm.
 SPACING_RANGE_MM = (0.005, 100.0)
+_COSINE_DECIMALS = 6
 _SPACING_DECIMALS = 6
 _ORIGIN_DECIMALS = 4
-_LPS_SIGNS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LPS_SIGNS: Affine = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def ras_from_lps(affine: Affine) -> Affine:
     """Turn an affine that ends in LPS millimetres into one that ends in RAS millimetres."""
-    return _LPS_SIGNS @ np.asarray(affine, dtype=np.float64)
+    turned: Affine = _LPS_SIGNS @ np.asarray(affine, dtype=np.float64)
+    return turned
 
 
 def lps_from_ras(affine: Affine) -> Affine:
     """Turn an affine that ends in RAS millimetres into one that ends in LPS millimetres."""
-    return _LPS_SIGNS @ np.asarray(affine, dtype=np.float64)
+    return ras_from_lps(affine)  # the same two signs
 
 
 def affine_from_lps_parts(directions: Any, spacing: Sequence[float], origin: Sequence[float]) -> Affine:
@@ -117,8 +119,9 @@ def clean_affine(affine: Affine) -> Affine:
     """Remove the noise of a header: orthonormal directions times the spacing, in float64.
 
     The directions are the nearest orthonormal ones (polar decomposition of the unit columns). Those within
-    `AXIS_TOLERANCE` of the scanner's axes become exactly these. The spacing is rounded to 1e-6 mm and the origin to
-    1e-4 mm, so that one scan kept as NIfTI (float32), NRRD (text) and MetaImage (text) lies on one grid.
+    `AXIS_TOLERANCE` of the scanner's axes become exactly these. Cosines and spacing are rounded to 1e-6 and the origin
+    to 1e-4 mm, so that one scan kept as NIfTI (float32), NRRD and MetaImage (text) lies on one grid, bit for bit but
+    for a number that happens to lie on the edge of two roundings. A voxel is moved by less than 0.001 mm by rounding.
 
     Args:
         affine: (4, 4), voxel index to mm, which `check_affine` lets pass.
@@ -128,12 +131,25 @@ def clean_affine(affine: Affine) -> Affine:
     """
     matrix = np.asarray(affine, dtype=np.float64)
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    left, _, right = np.linalg.svd(matrix[:3, :3] / spacing)
-    directions = left @ right
+    directions = _nearest_orthonormal(matrix[:3, :3] / spacing)
     straight = np.round(directions)
     if np.abs(directions - straight).max() < AXIS_TOLERANCE:
         directions = straight
+    else:
+        directions = _nearest_orthonormal(np.round(directions, _COSINE_DECIMALS))
     cleaned = np.eye(4)
-    cleaned[:3, :3] = directions * np.round(spacing, _SPACING_DECIMALS)
+    cleaned[:3, :3] = directions * _rounded_spacing(spacing)
     cleaned[:3, 3] = np.round(matrix[:3, 3], _ORIGIN_DECIMALS)
     return cleaned + 0.0  # no negative zeros
+
+
+def _nearest_orthonormal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    left, _, right = np.linalg.svd(matrix)
+    nearest: NDArray[np.float64] = left @ right
+    return nearest
+
+
+def _rounded_spacing(spacing: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round to 1/1024 mm where that is meant (a field of view over 512 pixels: 0.7421875), else to 1e-6 mm."""
+    binary = np.round(spacing * 1024) / 1024
+    return np.where(np.abs(spacing - binary) < 2e-7, binary, np.round(spacing, _SPACING_DECIMALS))

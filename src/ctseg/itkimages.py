@@ -76,7 +76,9 @@ def _header_fields(path: Path, kind: str, what: str) -> dict[str, str]:
         raise InputError(f"{what} is empty; copy or download it again")
     name, separator = ("NRRD", ":") if kind == "nrrd" else ("MetaImage", "=")
     fields: dict[str, str] = {}
+    read = 0
     for number, line in enumerate(start.split(b"\n")):
+        read += len(line) + 1
         text = line.decode("latin-1").strip()
         if kind == "nrrd" and number > 0 and not text:
             break
@@ -87,6 +89,7 @@ def _header_fields(path: Path, kind: str, what: str) -> dict[str, str]:
                 break
         if kind == "metaimage" and not found:
             break
+    fields["header bytes"] = str(read)
     sound = start.startswith(b"NRRD000") if kind == "nrrd" else {"ndims", "elementdatafile"} <= fields.keys()
     if not sound:
         raise InputError(f"{what} is no {name} file (its header does not say so); give the image itself")
@@ -140,9 +143,9 @@ def _check_local_size(path: Path, fields: dict[str, str], what: str) -> None:
     if width is None or not local or fields.get("compresseddata", "False").lower() == "true":
         return
     declared = math.prod(int(size) for size in fields["dimsize"].split()) * width
-    if path.stat().st_size < declared:
+    if path.stat().st_size < declared + int(fields["header bytes"]):
         raise InputError(
-            f"{what} is truncated: its header declares {declared} bytes of voxels, but the whole file has "
+            f"{what} is truncated: its header declares {declared} bytes of voxels, but the file with its header has "
             f"{path.stat().st_size}; copy or download it again"
         )
 
@@ -156,12 +159,13 @@ def _voxels(itk: Any, io: Any, path: Path, component: str, what: str) -> NDArray
         reader.Update()
     except RuntimeError as error:
         raise InputError(
-            f"{what} cannot be read to its end (truncated, or its data file is missing): {_reason(error)}; copy it again"
+            f"{what} cannot be read to its end (truncated, or its data file is missing; {_reason(error)}); "
+            "copy or download it again"
         ) from error
     return scaled(np.asarray(itk.array_from_image(reader.GetOutput())).T)
 
 
 def _reason(error: RuntimeError) -> str:
     """Return the last line of an ITK error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Reason: Success" not in line]
     return lines[-1].rstrip(".:") if lines else "no reason given"

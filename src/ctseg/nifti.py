@@ -130,9 +130,7 @@ def _scaling(header: Any) -> tuple[float, float]:
     return slope, inter if np.isfinite(inter) else 0.0
 
 
-def _affine(
-    header: Any, shape: tuple[int, int, int], what: str
-) -> tuple[NDArray[np.float64], list[str]]:
+def _affine(header: Any, shape: tuple[int, int, int], what: str) -> tuple[NDArray[np.float64], list[str]]:
     check_spacing([float(size) for size in header["pixdim"][1:4]], what)
     usable = header.copy()
     if usable["pixdim"][0] not in (-1, 1):  # the standard reads any other value as 1
@@ -172,7 +170,7 @@ def _voxels(
         target[: len(already)] = np.frombuffer(already, dtype=np.uint8)
     else:
         _skip(stream, offset - len(start))
-    view, filled = memoryview(target), len(already)
+    view, filled = memoryview(cast("Any", target)), len(already)
     while filled < target.size:
         count = stream.readinto(view[filled : filled + _BLOCK])  # type: ignore[attr-defined]
         if not count:

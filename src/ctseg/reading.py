@@ -41,7 +41,8 @@ def read_volume(path: str | Path, modality: str = "CT") -> Volume:
     except MemoryError as error:
         raise InputError(f"{source} does not fit in memory; crop it, or use a machine with more") from error
     except OSError as error:
-        raise InputError(f"{source} cannot be read: {error.strerror or error}; check the file and its rights") from error
+        reason = error.strerror or str(error)
+        raise InputError(f"{source} cannot be read: {reason}; check the file and its rights") from error
     what = str(source)
     is_ct = modality.upper() == "CT"
     array, word = replace_not_finite(loaded.array, AIR_HU if is_ct else 0, what)

@@ -21,7 +21,7 @@ GRID_TOLERANCE = 0.05
 class LoadLabeld(MapTransform):
     """Read a label map and turn its values into class indices 1..n in the order of `labels`; all else becomes 0.
 
-    The item's `label_values` maps the values of this data source to names, for example {"255": "liver"}; without it,
+    The item's `mask_values` maps the values of this data source to names, for example {"255": "liver"}; without it,
     the values are the class indices themselves. The result has shape (1, I, J, K), uint8, on the image's own grid.
 
     Args:
@@ -31,7 +31,7 @@ class LoadLabeld(MapTransform):
 
     Raises:
         GeometryError: when the label does not lie on its image's grid.
-        ConfigError: when `label_values` names a label that the task does not have, and none that it has.
+        ConfigError: when `mask_values` names a label that the task does not have, and none that it has.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LoadLabeld(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             volume = volume_of(item[key], item, modality="label")
-            table = self._table(item.get("label_values"), volume.array)
+            table = self._table(item.get("mask_values"), volume.array)
             label = to_tensor(volume, patient=item.get("patient"))
             classes = np.zeros(volume.shape, dtype=np.uint8)
             for value, index in table.items():
@@ -67,8 +67,8 @@ class LoadLabeld(MapTransform):
         table = {int(v): self.labels.index(name) + 1 for v, name in values.items() if name in self.labels}
         if not table and values:
             raise ConfigError(
-                f"The data source's label_values name {', '.join(sorted(set(values.values())))}, but the task knows "
-                f"{', '.join(self.labels)}: correct label_values in the datalist."
+                f"The data source's mask_values name {', '.join(sorted(set(values.values())))}, but the task knows "
+                f"{', '.join(self.labels)}: correct mask_values in the datalist."
             )
         return table
 

@@ -93,7 +93,9 @@ def to_volume(meta: Mapping[str, Any]) -> Volume:
     if len(meta["header"]):
         import nibabel
 
-        header = nibabel.Nifti1Header(bytes(np.asarray(meta["header"], dtype=np.uint8)), check=False)
+        block = bytes(np.asarray(meta["header"], dtype=np.uint8))
+        kind = nibabel.Nifti1Header if len(block) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Header
+        header = kind(block, check=False)
     return Volume(
         array=np.broadcast_to(np.zeros(1, dtype=np.int16), shape),
         affine=np.asarray(meta["original_affine"], dtype=np.float64),

@@ -1,0 +1,154 @@
+"""DICOM series through ITK's GDCM: found, chosen, checked slice by slice, stacked.
+
+The grid is computed from ImagePositionPatient and ImageOrientationPatient of every slice (PS3.3, C.7.6.2), never from
+file names or instance numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctseg.archives import looks_like_dicom, unpacked
+from ctseg.checks import check_memory
+from ctseg.dicomseries import Slice, choose_series, stack
+from ctseg.errors import InputError
+from ctseg.sources import Loaded
+
+_INT16 = np.iinfo(np.int16)
+
+
+def read_dicom(path: Path, modality: str = "CT") -> Loaded:
+    """Read the largest series of a modality from a folder (with its sub-folders), a zip, or one DICOM file.
+
+    Args:
+        path: existing folder, .zip or DICOM file.
+        modality: of the series to take, as in DICOM's Modality (0008,0060).
+
+    Returns:
+        The voxels with RescaleSlope and RescaleIntercept applied, shape (columns, rows, slices), slices in ascending
+        order along the normal of the image plane.
+
+    Raises:
+        InputError: no image of the modality, a damaged file, frames of several images in one file.
+        GeometryError: mixed series, missing or uneven slices, several images at one place, a tilted gantry.
+        ResourceError: the series does not fit in memory, or the zip not on disk.
+    """
+    if path.is_file() and path.name.lower().endswith(".zip"):
+        with unpacked(path) as folder:
+            return _read_folder(folder, str(path), modality)
+    return _read_folder(path, str(path), modality)
+
+
+def _read_folder(path: Path, what: str, modality: str) -> Loaded:
+    images, passed_over = scan(path, modality.upper())
+    if not images:
+        found = ", ".join(f"{count} {reason}" for reason, count in sorted(passed_over.items())) or "no DICOM file"
+        raise InputError(
+            f"{what} holds no {modality} image (found: {found}); give a folder or zip of a {modality} series"
+        )
+    series, notes = choose_series(images, modality)
+    if path.is_file():
+        notes.append("a single DICOM file was given, so one slice was read; give the folder for the whole series")
+    localizers = passed_over["localizer"]
+    if localizers:
+        notes.append(f"{localizers} localizer images were passed over")
+    if series[0].series_number:
+        what = f"{what} (series {series[0].series_number})"
+    ordered, affine, words = stack(series, what)
+    check_memory((ordered[0].columns, ordered[0].rows, len(ordered)), what)
+    return Loaded(
+        array=_voxels(ordered, what),
+        affine=affine,
+        format="dicom",
+        series_uid=ordered[0].series_uid,
+        notes=(*notes, *words),
+        eight_bit=all(image.bits <= 8 and not image.rescaled for image in ordered),
+    )
+
+
+def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
+    """Read the header of every DICOM file.
+
+    Returns:
+        The images of the modality that have a place in space, and how many files were passed over for which reason.
+    """
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    )
+    images: list[Slice] = []
+    passed_over: Counter[str] = Counter()
+    candidates = [file for file in files if _may_be_dicom(file)]
+    if not candidates:
+        return images, passed_over
+    import itk  # late: four seconds
+
+    for file in candidates:
+        tags = _tags(itk, file)
+        if tags is None:
+            passed_over["DICOM file without a readable image"] += 1
+            continue
+        found, reason = Slice.from_tags(file, tags, modality)
+        if found is None:
+            passed_over[reason] += 1
+        else:
+            images.append(found)
+    return images, passed_over
+
+
+def _may_be_dicom(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return looks_like_dicom(stream.read(132))
+    except OSError:
+        return False
+
+
+def _tags(itk: Any, file: Path) -> dict[str, str] | None:
+    """Return the header as "gggg|eeee" -> text, or None where GDCM finds no image."""
+    io = itk.GDCMImageIO.New()
+    io.SetFileName(str(file))
+    try:
+        io.ReadImageInformation()
+    except RuntimeError:
+        return None
+    dictionary = io.GetMetaDataDictionary()
+    return {key: str(dictionary[key]).strip(" \0") for key in Slice.TAGS if dictionary.HasKey(key)}
+
+
+def _voxels(ordered: Sequence[Slice], what: str) -> NDArray[Any]:
+    """Read slice by slice into one array: int16 as long as integers that fit come, else float32."""
+    import itk
+
+    first = ordered[0]
+    volume: NDArray[Any] = np.empty((first.columns, first.rows, len(ordered)), dtype=np.int16, order="F")
+    reader_type = itk.ImageFileReader[itk.Image[itk.F, 3]]
+    for index, image in enumerate(ordered):
+        reader = reader_type.New()
+        reader.SetFileName(str(image.path))
+        reader.SetImageIO(itk.GDCMImageIO.New())
+        try:
+            reader.Update()
+        except RuntimeError as error:
+            raise InputError(
+                f"{what} is damaged: the image of slice {index + 1} of {len(ordered)} cannot be decoded "
+                "(truncated, or an unknown compression); copy or export the series again"
+            ) from error
+        pixels = np.asarray(itk.array_from_image(reader.GetOutput()))[0].T
+        if volume.dtype == np.int16 and not _fits(pixels):
+            volume = volume.astype(np.float32, order="F")
+        volume[:, :, index] = pixels
+    return volume
+
+
+def _fits(pixels: NDArray[np.float32]) -> bool:
+    low, high = pixels.min(), pixels.max()
+    return bool(low >= _INT16.min and high <= _INT16.max and np.array_equal(pixels, np.rint(pixels)))
