@@ -63,6 +63,24 @@ def add_weights(bundle: Path, content: bytes = STUB_WEIGHTS) -> None:
     file.write_text(json.dumps(metadata))
 
 
+def add_random_weights(bundle: Path) -> None:
+    """Give a copy of a real bundle weights that fit its network and know nothing; its masks are odd but never empty."""
+    import io
+
+    import torch
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "inference.json")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = parser.get_parsed_content("network_def")
+    content = io.BytesIO()
+    torch.save(network.state_dict(), content)
+    (bundle / "models").mkdir(exist_ok=True)
+    add_weights(bundle, content.getvalue())
+
+
 def oblique_affine() -> NDArray[np.float64]:
     """Voxels of 4 x 4 x 5 mm, 8 degrees off the axes around the body's long axis, stored in LPS order."""
     angle = np.deg2rad(8.0)
