@@ -17,11 +17,13 @@ def bundle_root() -> str:
     Raises:
         BundleError: when called outside a `ConfigWorkflow` (other callers override `bundle_root` in the configuration).
     """
+    from monai.bundle import ConfigWorkflow
+
     frame = inspect.currentframe()
     while frame is not None:
-        folder = getattr(frame.f_locals.get("self"), "config_root_path", None)
-        if folder is not None:
-            folder = Path(folder).resolve()
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            folder = Path(workflow.config_root_path).resolve()
             return str(folder.parent if folder.name == "configs" else folder)
         frame = frame.f_back
     raise BundleError(

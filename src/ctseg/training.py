@@ -42,13 +42,20 @@ class StartFrom:
         newest = newest_checkpoint(self.ckpt_dir) if self.resume else None
         if newest is not None:
             checkpoint = torch.load(newest, map_location="cpu", weights_only=True)
-            epochs = engine.state.max_epochs
+            epochs, length = engine.state.max_epochs, _length(self.items["lr_scheduler"])
             Checkpoint.load_objects(to_load={**self.items, "trainer": engine}, checkpoint=checkpoint)
+            # How long to train is the configuration's to say: a training can be resumed with more epochs.
             engine.state.max_epochs = epochs
+            vars(self.items["lr_scheduler"]).update(length)
             engine.logger.info(f"Going on after epoch {engine.state.epoch} from {newest}.")
         elif self.pretrained:
             LoadWeights(self.pretrained, self.items["model"])(engine)
             engine.logger.info(f"Starting from the weights {self.pretrained}.")
+
+
+def _length(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler keeps of the planned number of steps (OneCycleLR refuses to go beyond it)."""
+    return {key: value for key, value in vars(scheduler).items() if key in ("total_steps", "_schedule_phases")}
 
 
 class SaveEachEpoch:

@@ -1,0 +1,90 @@
+"""Fixtures that several test modules share: the clone, its bundles, and small studies of phantoms."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_phantoms import f_phantom, oblique_affine, write_nifti
+
+from ctseg.building import build_bundle
+from ctseg.files import write_beside
+from ctseg.registry import BundleInfo, find_bundles, get_bundle
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def _phantom_bundle(folder: Path) -> BundleInfo:
+    for name, text in build_bundle(ROOT / "tests" / "tasks" / "phantom_volume.yaml", ROOT / "configs" / "base").items():
+        write_beside(folder / name, text.encode())
+    return get_bundle(folder)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that asks for `bundle` runs for every bundle of the clone, and for a phantom of the other kind."""
+    if "bundle" in metafunc.fixturenames:
+        metafunc.parametrize("bundle", [*find_bundles(ROOT / "bundles"), "phantom_ct_segmentation"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleInfo:
+    return _phantom_bundle(tmp_path_factory.mktemp("bundles") / "phantom_ct_segmentation")
+
+
+@pytest.fixture
+def bundle(request: pytest.FixtureRequest, phantom_bundle: BundleInfo) -> BundleInfo:
+    return phantom_bundle if request.param == "phantom_ct_segmentation" else get_bundle(request.param, ROOT / "bundles")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real images of ../shared/data are not here")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def f_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An asymmetric CT in HU on an oblique, anisotropic grid."""
+    array = np.where(f_phantom((40, 48, 12)) > 0, 90, -900).astype(np.int16)
+    return write_nifti(tmp_path_factory.mktemp("studies") / "f.nii.gz", array, oblique_affine())
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, phantom_bundle: BundleInfo) -> Path:
+    """Six patients with one tiny CT each: a bright block (label value 1) and a brighter bar (value 4) in air."""
+    folder = tmp_path_factory.mktemp("dataset")
+    cases = []
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        image = rng.normal(-900, 20, (36, 40, 10)).astype(np.int16)
+        label = np.zeros(image.shape, np.uint8)
+        label[8 + number : 20 + number, 10:30, 2:8], label[26:32, 8:24, 3:7] = 1, 4
+        image[label == 1], image[label == 4] = 60, 200
+        affine = np.diag([-4.0, -4.0, 5.0, 1.0])
+        names = {key: f"{key}_{number}.nii.gz" for key in ("image", "label")}
+        write_nifti(folder / names["image"], image, affine)
+        write_nifti(folder / names["label"], label, affine)
+        cases.append({"case_id": f"case_{number}", "patient": f"p{number}", **names})
+    (folder / "datalist.json").write_text(json.dumps({"cases": cases}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clean_environment(root: Path) -> dict[str, str]:
+    """The environment of a child process that imports the library under test and shows no warning."""
+    return {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONWARNINGS": "ignore", "PATH": _path()}
+
+
+def _path() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -1,0 +1,191 @@
+"""The same checks for every bundle: complete, not stale, trains, evaluates, infers on the source's grid, from anywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, verify_net_in_out
+
+from ctseg.building import build_all, stale
+from ctseg.registry import BundleInfo
+
+
+def read(bundle: BundleInfo, name: str) -> dict[str, Any]:
+    return json.loads((bundle.path / "configs" / f"{name}.json").read_text())
+
+
+def workflow(bundle: BundleInfo, *names: str, **overrides: Any) -> ConfigWorkflow:
+    files = [str(bundle.path / "configs" / f"{name}.json") for name in names]
+    kind = "train" if "train" in names else "infer"
+    return ConfigWorkflow(config_file=files, workflow_type=kind, logging_file=False, **overrides)
+
+
+@pytest.fixture
+def random_weights(bundle: BundleInfo, tmp_path: Path) -> Path:
+    """Weights of the bundle's network as it is before any training, the same each time."""
+    torch.manual_seed(0)
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(bundle.path / "configs" / "inference.json")
+    path = tmp_path / "weights.pt"
+    torch.save(parser.get_parsed_content("network_def").state_dict(), path)
+    return path
+
+
+def datalist_for(bundle: BundleInfo, folder: Path) -> str:
+    """Write the tiny data set's datalist with the bundle's own label names, and return its file name."""
+    names = list(bundle.labels)
+    content = json.loads((folder / "datalist.json").read_text())
+    content["mask_values"] = {"1": names[0], **({"4": names[1]} if len(names) > 1 else {})}
+    (folder / f"{bundle.name}.json").write_text(json.dumps(content))
+    return f"{bundle.name}.json"
+
+
+def test_no_bundle_is_stale(root: Path) -> None:
+    assert stale(build_all(root)) == [], "run scripts/build_bundles and commit what it writes"
+
+
+def test_stale_notices_a_changed_file(root: Path, tmp_path: Path) -> None:
+    files = {tmp_path / path.relative_to(root): text for path, text in build_all(root).items()}
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert stale(files) == []
+    changed = next(path for path in files if path.name == "train.json")
+    changed.write_text(changed.read_text().replace("AdamW", "Adam"))
+    assert stale(files) == [changed]
+
+
+def test_metadata_fits_the_schema(bundle: BundleInfo, root: Path) -> None:
+    metadata = read(bundle, "metadata")
+    jsonschema.validate(metadata, json.loads((root / "tests" / "metadata.schema.json").read_text()))
+    assert metadata["version"] in metadata["changelog"]
+    channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert {name: int(code) for code, name in channels.items() if name != "background"} == bundle.labels
+
+
+def test_has_what_the_model_zoo_wants(bundle: BundleInfo) -> None:
+    for name in ("LICENSE", "configs/inference.json", "configs/train.json", "configs/logging.conf"):
+        assert (bundle.path / name).is_file(), name
+    if bundle.weights is not None:
+        assert bundle.weights.stat().st_size <= 10 * 2**20
+
+
+def test_check_properties(bundle: BundleInfo, f_study: Path, tiny_dataset: Path) -> None:
+    data = {"dataset_dir": str(tiny_dataset), "datalist": datalist_for(bundle, tiny_dataset), "cache_rate": 0.0}
+    for name, overrides in {"inference": {"image": str(f_study)}, "train": data}.items():
+        flow = workflow(bundle, name, device="cpu", **overrides)
+        flow.initialize()
+        assert not flow.check_properties()
+
+
+def test_verify_net_in_out(bundle: BundleInfo) -> None:
+    verify_net_in_out(
+        net_id="network_def",
+        config_file=str(bundle.path / "configs" / "inference.json"),
+        meta_file=str(bundle.path / "configs" / "metadata.json"),
+        device="cpu",
+        p=1, n=1, any=16,
+    )  # fmt: skip
+
+
+def _one_key(transforms: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """What a list of dictionary transforms does to one key, with its keys and modes reduced to that one."""
+    reduced = []
+    for transform in transforms:
+        keys = transform["keys"] if isinstance(transform["keys"], list) else [transform["keys"]]
+        if key in keys:
+            own = {**transform, "keys": [key]}
+            if isinstance(own.get("mode"), list):
+                own["mode"] = [own["mode"][keys.index(key)]]
+            reduced.append(own)
+    return reduced
+
+
+def test_training_and_inference_prepare_an_image_alike(bundle: BundleInfo) -> None:
+    inference = _one_key(read(bundle, "inference")["preprocessing"]["transforms"], "image")
+    train = read(bundle, "train")
+    validation = _one_key(train["validate"]["preprocessing"]["transforms"], "image")
+    training = _one_key(train["train"]["preprocessing"]["transforms"], "image")
+    assert inference
+    assert validation == inference
+    assert training[: len(inference)] == inference
+    assert train["network_def"] == read(bundle, "inference")["network_def"]
+
+
+def test_imports_resolve(bundle: BundleInfo) -> None:
+    for name in ("inference", "train"):
+        for line in read(bundle, name)["imports"]:
+            exec(compile(line.removeprefix("$"), bundle.name, "exec"), {})
+
+
+def test_nothing_refers_outside_the_bundle(bundle: BundleInfo) -> None:
+    for path in (bundle.path / "configs").glob("*.json"):
+        text = path.read_text()
+        assert "../" not in text
+        assert str(Path.home()) not in text
+
+
+def test_trains_and_evaluates_on_tiny_volumes(bundle: BundleInfo, tiny_dataset: Path, tmp_path: Path) -> None:
+    common = {
+        "dataset_dir": str(tiny_dataset),
+        "datalist": datalist_for(bundle, tiny_dataset),
+        "device": "cpu",
+        "batch_size": 2,
+        "num_workers": 0,
+        "val_interval": 1,
+    }
+    train = workflow(bundle, "train", epochs=1, ckpt_dir=str(tmp_path), **common)
+    train.run()
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["checkpoint_epoch=1.pt", "model.pt"]
+
+    resumed = workflow(bundle, "train", epochs=2, resume=True, ckpt_dir=str(tmp_path), **common)
+    resumed.run()
+    assert (tmp_path / "checkpoint_epoch=2.pt").is_file()
+    state = resumed.parser.get_parsed_content("train::trainer").state
+    assert state.iteration == 2 * state.epoch_length
+
+    evaluate = workflow(
+        bundle, "train", "evaluate", checkpoint=str(tmp_path / "model.pt"), report_dir=str(tmp_path), **common
+    )
+    evaluate.run()
+    report = json.loads((tmp_path / "dice.json").read_text())
+    ledger = (tiny_dataset / "split.csv").read_text()
+    assert set(report["values"]) == {line.split(",")[0] for line in ledger.splitlines() if ",validation," in line}
+    assert set(report["values"].popitem()[1]) == set(bundle.labels)
+
+
+def test_inference_keeps_the_grid(bundle: BundleInfo, f_study: Path, random_weights: Path, tmp_path: Path) -> None:
+    flow = workflow(bundle, "inference", image=str(f_study), output_dir=str(tmp_path), checkpoint=str(random_weights))
+    flow.run()
+    source, mask = nibabel.load(f_study), nibabel.load(tmp_path / "f" / "mask.nii.gz")
+    assert mask.shape == source.shape
+    assert mask.get_data_dtype() == np.uint8
+    assert mask.affine.tobytes() == source.affine.tobytes()
+    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, *bundle.labels.values()}
+
+
+def test_training_without_a_gpu_stops_with_a_sentence_from_any_directory(
+    bundle: BundleInfo, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here, so training would start")
+    config = bundle.path / "configs" / "train.json"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config)]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Training runs on CUDA and PyTorch sees no GPU here")
+    assert "--device cpu" in last
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
