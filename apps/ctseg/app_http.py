@@ -84,7 +84,7 @@ def _answer(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, json.JSONDecodeError):
         status, sentence = 400, f"the parameters of the request are no valid JSON: {error}"
     else:
-        status, sentence = _answer_of(error)  # type: ignore[arg-type]
+        status, sentence = _answer_of(error)
     return JSONResponse({"detail": sentence}, status_code=status)
 
 
