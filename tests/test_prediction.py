@@ -33,7 +33,7 @@ def body(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small oblique CT with something like a body and an organ in it, so that a mask is not empty by chance."""
     from helpers_phantoms import oblique_affine, write_nifti
 
-    x, y, z = np.meshgrid(np.linspace(-1, 1, 72), np.linspace(-1, 1, 64), np.arange(7), indexing="ij")
+    x, y, _z = np.meshgrid(np.linspace(-1, 1, 72), np.linspace(-1, 1, 64), np.arange(7), indexing="ij")
     ct = np.full(x.shape, -1000.0)
     ct[x**2 + y**2 < 0.8] = -100
     ct[x**2 + y**2 < 0.7] = 40

@@ -129,7 +129,8 @@ class Predictor:
         except Exception as error:
             raise BundleError(
                 f"{name!r} of bundle {self.bundle.name} cannot be built ({error.__cause__ or error}): its "
-                "inference.json must name importable classes and known values; make it again with scripts/build_bundles."
+                "inference.json must name importable classes and known values; "
+                "make it again with scripts/build_bundles."
             ) from error
 
 
