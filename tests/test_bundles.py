@@ -1,4 +1,4 @@
-"""The same checks for every bundle: complete, not stale, trains, evaluates, infers on the source's grid, from anywhere."""
+"""The same checks for every bundle: complete, not stale, trains, evaluates, infers on the source's grid."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Bundles are generated: the wiring of `configs/base` and the values of `configs/tasks` become complete bundles.
 
-In the wiring, `{{name}}` is a value of the task or its kind, `{{name 0}}` an element of it, and `{{*name words}}`, as an
-element of a list, splices a block: `{{*preprocessing image label}}` is the block `preprocessing` for these two keys, in
-which `{{keys}}` and `{{modes}}` stand for the keys and their interpolation, and an entry with `_for_` is kept for its
-keys only. So training and inference cannot differ in their deterministic transforms.
+In the wiring, `{{name}}` is a value of the task or its kind, `{{name 0}}` an element of it, and `{{*name words}}`, as
+an element of a list, splices a block: `{{*preprocessing image label}}` is the block `preprocessing` for these two keys,
+in which `{{keys}}` and `{{modes}}` stand for the keys and their interpolation, and an entry with `_for_` is kept for
+its keys only. So training and inference cannot differ in their deterministic transforms.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from monai.inferers import SimpleInferer
 class TrainingInferer(SimpleInferer):
     """Run the network in bfloat16 on a CPU that computes in it, else as it comes.
 
-    MONAI's trainer switches mixed precision on for CUDA only; on a CPU with AVX-512 BF16 it halves the time of an epoch.
+    MONAI's trainer switches mixed precision on for CUDA only; a CPU with AVX-512 BF16 needs half the time with it.
     The prediction is float32, so that losses lose no precision.
     """
 

@@ -73,8 +73,9 @@ class Ledger:
     def draw(self, patients: Iterable[str], fractions: Mapping[str, float] | None = None, seed: int = 0) -> None:
         """Draw a side for every patient not known yet and save; the known ones stay.
 
-        Each new patient, in an order shuffled by `seed`, goes to the side that is farthest below its share, so that
-        the shares hold for the whole ledger however many times cases are added.
+        Each new patient, in an order shuffled by `seed`, goes to a side that has nobody yet, else to the one that is
+        farthest below its share: three patients fill three sides, and the shares hold for the whole ledger however many
+        times cases are added.
 
         Args:
             patients: ids, repeated ones count once.
@@ -87,9 +88,10 @@ class Ledger:
         new = sorted({str(p) for p in patients} - set(self._rows))
         random.Random(seed).shuffle(new)
         for patient in new:
-            total = len(self) + 1
-            lack = {s: f * total - len(self.patients(s)) for s, f in fractions.items()}
-            self._add(patient, max(lack, key=lambda s: lack[s]))
+            held = {split: len(self.patients(split)) for split in fractions}
+            empty = [split for split in fractions if not held[split] and fractions[split] > 0]
+            lack = {split: fractions[split] * (len(self) + 1) - held[split] for split in empty or fractions}
+            self._add(patient, max(lack, key=lambda split: lack[split]))
         if new:
             self._save()
 

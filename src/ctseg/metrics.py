@@ -15,6 +15,10 @@ from ctseg.errors import ConfigError
 from ctseg.files import write_beside
 
 
+def _pairs(output: Any) -> Any:
+    return [(item["pred"], item["label"]) for item in output]
+
+
 class PatientOverlap(Metric):
     """Mean over patients (and labels) of Dice or IoU, from counts pooled over all images of a patient.
 
@@ -38,7 +42,7 @@ class PatientOverlap(Metric):
         labels: Sequence[str],
         overlap: str = "dice",
         save_to: str | Path | None = None,
-        output_transform: Callable[[Any], Any] = lambda output: [(o["pred"], o["label"]) for o in output],
+        output_transform: Callable[[Any], Any] = _pairs,
         device: str | torch.device = "cpu",
     ) -> None:
         if overlap not in ("dice", "iou"):
@@ -51,7 +55,6 @@ class PatientOverlap(Metric):
     def reset(self) -> None:
         """Forget all patients."""
         self._counts: dict[str, list[list[int]]] = {}
-        super().reset()
 
     def update(self, output: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Count the voxels of each pair (prediction, reference)."""
@@ -91,7 +94,8 @@ class PatientOverlap(Metric):
         if idist.get_world_size() == 1:
             return self._counts
         merged: dict[str, list[list[int]]] = {}
-        for counts in idist.all_gather(self._counts):
+        gathered: Any = idist.all_gather(self._counts)
+        for counts in gathered:
             for patient, rows in counts.items():
                 known = merged.setdefault(patient, [[0, 0, 0] for _ in self.labels])
                 for old, new in zip(known, rows, strict=True):

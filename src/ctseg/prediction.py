@@ -89,8 +89,7 @@ class Predictor:
         """
         seconds: dict[str, float] = {}
         with _stage("read", seconds, progress):
-            is_volume = isinstance(source, Volume)
-            volume = source if is_volume else read_volume(source, modality=self.bundle.modality)  # type: ignore[arg-type]
+            volume = source if isinstance(source, Volume) else read_volume(source, modality=self.bundle.modality)
         with self._lock:
             label_map = self._run(volume, seconds, progress)
         return Prediction(
@@ -129,8 +128,9 @@ class Predictor:
             return parser.get_parsed_content(name)
         except Exception as error:
             raise BundleError(
-                f"{name!r} of bundle {self.bundle.name} cannot be built ({error.__cause__ or error}): its inference.json "
-                "must name importable classes and known values; make it again with scripts/build_bundles."
+                f"{name!r} of bundle {self.bundle.name} cannot be built ({error.__cause__ or error}): its "
+                "inference.json must name importable classes and known values; "
+                "make it again with scripts/build_bundles."
             ) from error
 
 

@@ -96,19 +96,24 @@ class BundleInfo:
 
     @property
     def weights(self) -> Path | None:
-        """The weights' file as named by the metadata, whether it is there or not; None for a bundle without weights."""
+        """The weights' file as named by the metadata, whether it is there or not, else a `models/model.pt` that a user
+        trained and put there; None for a bundle without weights.
+        """
         named = self._block.get("weights")
-        return self.path / str(named["file"]) if named else None
+        if named:
+            return self.path / str(named["file"])
+        own = self.path / "models" / "model.pt"
+        return own if own.is_file() else None
 
     @property
     def weights_sha256(self) -> str | None:
-        """The sha256 that the weights' file must have; None for a bundle without weights."""
+        """The sha256 that the weights' file must have; None where the metadata names no weights."""
         named = self._block.get("weights")
         return str(named["sha256"]).lower() if named else None
 
     @property
     def trained(self) -> bool:
-        """Whether the metadata names weights and their file is there. `verify_weights` checks its content."""
+        """Whether weights are there, shipped or a user's own. `verify_weights` checks the content of shipped ones."""
         return self.weights is not None and self.weights.is_file()
 
     @property
@@ -289,7 +294,7 @@ def verify_weights(info: BundleInfo) -> Path:
         found = file_sha256(info.weights)
     except OSError as error:
         raise BundleError(f"the weights {info.weights} cannot be read: {error.strerror}; check its rights") from error
-    if found != info.weights_sha256:
+    if info.weights_sha256 is not None and found != info.weights_sha256:
         raise BundleError(
             f"the weights {info.weights} are not the ones bundle {info.name} names: found sha256 {found}, expected "
             f"{info.weights_sha256}; get the file back (git checkout -- bundles), or after a training of your own "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,6 @@ def read_slice(path: str | Path, spacing: tuple[float, float, float]) -> Volume:
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path} cannot be read as a PNG slice ({error}): expected a grey PNG; check it.") from error
     dtype = np.int16 if rows_columns.max(initial=0) <= np.iinfo(np.int16).max else np.int32
-    array: NDArray[np.integer] = np.ascontiguousarray(rows_columns.T.astype(dtype))[:, :, None]
+    array: NDArray[Any] = np.ascontiguousarray(rows_columns.T.astype(dtype))[:, :, None]
     affine = np.diag([-float(spacing[0]), -float(spacing[1]), float(spacing[2]), 1.0])
     return Volume(array=array, affine=affine, source_affine=affine.copy(), source=path, format="png")

@@ -34,7 +34,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise BundleError(f"The weights {path} hold a {type(content).__name__}, expected names and tensors: save a state_dict.")
+        raise BundleError(
+            f"The weights {path} hold a {type(content).__name__}, expected names and tensors: save a state_dict."
+        )
     return content
 
 

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ctseg.errors import ConfigError, GeometryError
-from ctseg.transforms.loading import volume_of, to_tensor
+from ctseg.transforms.loading import to_tensor, volume_of
 
 # Voxels of image and label may differ by header noise; more than this fraction of a voxel is another grid.
 GRID_TOLERANCE = 0.05

@@ -67,12 +67,12 @@ def volume_of(source: Any, item: Mapping[Hashable, Any], modality: str) -> Volum
 
 def to_tensor(volume: Volume, patient: str | None = None) -> MetaTensor:
     """Return a volume as `MetaTensor` (1, I, J, K) that shares its memory and knows its place and patient."""
-    header = np.frombuffer(volume.header.binaryblock, dtype=np.uint8).copy() if volume.header is not None else []
+    block = volume.header.binaryblock if volume.header is not None else b""
     meta = {
         "original_affine": torch.as_tensor(volume.affine.copy()),
         "spatial_shape": np.asarray(volume.shape),
         "source_affine": torch.as_tensor(volume.source_affine.copy()),
-        "header": torch.as_tensor(header, dtype=torch.uint8),
+        "header": torch.as_tensor(np.frombuffer(block, dtype=np.uint8).copy()),
         "format": volume.format,
         "filename_or_obj": str(volume.source),
         "patient": patient or case_name(volume.source),

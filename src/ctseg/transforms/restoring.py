@@ -58,14 +58,14 @@ class RestoreGridd(MapTransform):
     def _check(self, labels: Any, image: MetaTensor, key: str) -> None:
         if not isinstance(labels, MetaTensor):
             raise GeometryError(
-                f"The label map {key!r} has lost its place in space (a {type(labels).__name__} instead of a MetaTensor): "
+                f"The label map {key!r} has lost its place in space (a {type(labels).__name__}, no MetaTensor): "
                 "a clean-up step before RestoreGridd must keep the MetaTensor; mend or remove that step."
             )
         same_shape = labels.shape[1:] == image.shape[1:]
         if not same_shape or not torch.allclose(labels.affine, image.affine.to(labels.affine), atol=1e-6):
             raise GeometryError(
-                f"The label map {key!r} of grid {tuple(labels.shape[1:])} does not lie on the preprocessed image's grid "
-                f"{tuple(image.shape[1:])}: a step between the network and RestoreGridd moved it; mend that step."
+                f"The label map {key!r} of grid {tuple(labels.shape[1:])} does not lie on the preprocessed image's "
+                f"grid {tuple(image.shape[1:])}: a step between the network and RestoreGridd moved it; mend that step."
             )
 
 
@@ -95,4 +95,3 @@ class SaveMaskd(MapTransform):
             write_mask(np.asarray(item[key][0].cpu()), source, path)
             item[key].meta["saved_to"] = str(path)
         return item
-
