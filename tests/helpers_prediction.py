@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,8 +60,10 @@ class FakePredictor:
         self.bundle = bundle
         FakePredictor.made.append((bundle.name, device))
 
-    def predict(self, source: Path) -> FakePrediction:
+    def predict(self, source: Path, progress: Callable[[str], None] | None = None) -> FakePrediction:
         """Return the made-up body for any path, or raise what `result` holds."""
+        if progress is not None:
+            progress("network")
         if isinstance(FakePredictor.result, BaseException):
             raise FakePredictor.result
         labels = make_labels() if FakePredictor.result is None else FakePredictor.result

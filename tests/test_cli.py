@@ -58,7 +58,7 @@ def test_segment_writes_everything_and_prints_the_table(capsys: pytest.CaptureFi
     assert "note: A made-up note." in lines
     assert "out: mask.nii.gz liver.stl preview.png report.json" in lines
     assert lines[-1].startswith("research only")
-    assert [line.split()[1] for line in said.err.splitlines()] == ["loading", "segmenting", "writing"]
+    assert [line.split()[1] for line in said.err.splitlines()] == ["loading", "finding", "writing"]
     seconds = json.loads((tmp_path / "out" / "report.json").read_text())["seconds"]
     assert (
         list(seconds)[:5] == ["load", "read", "preprocess", "network", "postprocess"] and list(seconds)[-1] == "total"

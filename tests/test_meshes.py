@@ -10,7 +10,7 @@ import trimesh
 
 from ctseg.errors import OutputError
 from ctseg.files import mesh_name
-from ctseg.meshes import write_meshes, write_stl
+from ctseg.meshes import surface_of_label, write_meshes, write_stl
 from ctseg.volume import Volume
 
 OBLIQUE = np.array([[0.9, -0.3, 0.1, -20.0], [0.35, 1.1, -0.2, 15.0], [-0.1, 0.25, 2.4, 40.0], [0.0, 0.0, 0.0, 1.0]])
@@ -51,6 +51,28 @@ def test_an_asymmetric_body_lies_where_the_oblique_affine_says_in_lps(tmp_path: 
     back = (np.linalg.inv(np.diag([-1, -1, 1, 1]) @ OBLIQUE) @ np.c_[mesh.vertices, np.ones(len(mesh.vertices))].T).T
     np.testing.assert_allclose(back[:, :3].min(axis=0), [2.5, 3.5, 1.5], atol=0.15)
     np.testing.assert_allclose(back[:, :3].max(axis=0), [19.5, 15.5, 8.5], atol=0.15)
+
+
+def test_a_large_organ_on_a_fine_grid_keeps_volume_and_place_with_fewer_triangles(tmp_path: Path) -> None:
+    spacing = (0.5, 0.7, 2.0)  # blocks of 3 x 2 x 1 voxels
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in (101, 80, 31)], indexing="ij"), axis=-1) * np.array(spacing)
+    centre = np.array([24.7, 28.1, 30.3])
+    label_map = (((grid - centre) ** 2).sum(axis=-1) <= 22.0**2).astype(np.uint8)
+    assert label_map.sum() > 50_000
+    mesh = trimesh.load_mesh(write_stl(label_map, np.diag([*spacing, 1.0]), 1, tmp_path / "ball.stl"))
+    assert mesh.is_watertight and mesh.is_winding_consistent
+    assert mesh.volume == pytest.approx(4 / 3 * np.pi * 22.0**3, rel=0.02)
+    np.testing.assert_allclose(mesh.center_mass, centre * [-1, -1, 1], atol=0.1)
+    assert len(mesh.faces) < 4 * np.pi * 22.0**2 / (1.4 * 1.5) * 4  # and not some 20 for each square mm
+
+
+def test_half_full_blocks_are_closed() -> None:
+    ball = np.linalg.norm(np.indices((62, 62, 62)) - 30.0, axis=0) < 26.0
+    ball[20:40, ::7, 5:20] = False  # clefts of one voxel
+    vertices, faces = surface_of_label(ball.astype(np.uint8), np.diag([0.7, 0.7, 2.0, 1.0]), 1)
+    mesh = trimesh.Trimesh(vertices, faces, process=False)  # as it is, without vertices that fall together being merged
+    assert mesh.is_watertight and mesh.is_winding_consistent
+    assert mesh.volume == pytest.approx(ball.sum() * 0.98, rel=0.02)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

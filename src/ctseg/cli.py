@@ -36,6 +36,13 @@ examples:
   ctseg segment dicom_folder -o out --output nifti,json
   ctseg segment ct.nrrd -o out --task path/to/my/bundle"""
 
+_STAGES = {
+    "read": "reading the image",
+    "preprocess": "preparing it for the network",
+    "network": "finding the organs",
+    "postprocess": "bringing the mask to the image's own grid",
+}
+
 
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
@@ -142,8 +149,7 @@ def _segment(arguments: argparse.Namespace) -> None:
 
     predictor = Predictor(bundle, arguments.device)
     load = time.perf_counter() - started
-    _say(f"segmenting {source}")
-    prediction = predictor.predict(source)
+    prediction = predictor.predict(source, progress=lambda stage: _say(_STAGES.get(stage, stage)))
     prediction = dataclasses.replace(prediction, seconds={"load": load, **prediction.seconds})
     _say(f"writing {', '.join(arguments.output)}")
     files, report = write_outputs(prediction, out, arguments.output)

@@ -20,7 +20,30 @@ from ctseg.volume import Volume
 HEADER = b"ctseg; SPACE=LPS; UNIT=mm"
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SMOOTHING_STEPS = 10
+_FINE_ENOUGH_MM, _LARGE = 1.5, 50_000  # see _blocks
+_LEVEL = 0.499  # not 0.5, which blocks half full have exactly: their vertices would fall together and open the surface
 _TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+
+
+def _blocks(voxels: int, affine: NDArray[Any]) -> NDArray[np.int64]:
+    """How many voxels along each axis make one cell of the surface's grid.
+
+    A large organ (in voxels) on a fine grid is averaged in blocks of at most 1.5 mm first: its surface keeps its place
+    and volume, and has a quarter of the triangles, which viewers thank for. A small one keeps every voxel.
+    """
+    if voxels < _LARGE:
+        return np.ones(3, dtype=np.int64)
+    spacing = np.sqrt((np.asarray(affine, dtype=np.float64)[:3, :3] ** 2).sum(axis=0))
+    return np.maximum(1, np.floor(_FINE_ENOUGH_MM / spacing)).astype(np.int64)
+
+
+def _occupancy(found: NDArray[np.bool_], blocks: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Part of each block that is organ, 0..1, with at least one empty block all round, which closes the surface."""
+    i, j, k = (int(n) for n in blocks)
+    rims = [(n, n + -size % n) for size, n in zip(found.shape, (i, j, k), strict=True)]
+    padded = np.pad(found, rims)
+    a, b, c = (size // n for size, n in zip(padded.shape, (i, j, k), strict=True))
+    return np.asarray(padded.reshape(a, i, b, j, c, k).mean(axis=(1, 3, 5), dtype=np.float32))
 
 
 def _smoothed(vertices: NDArray[Any], faces: NDArray[Any]) -> NDArray[Any]:
@@ -67,11 +90,13 @@ def surface_of_label(
     if not hits[0].size:
         return None
     first = np.array([hit[0] for hit in hits])
-    box = tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
-    padded = np.pad(found[box], 1).astype(np.float32)  # a voxel of background all round closes the surface
-    voxels, faces, _, _ = marching_cubes(padded, level=0.5, allow_degenerate=False)
+    organ = found[tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)]
+    blocks = _blocks(int(np.count_nonzero(organ)), affine)
+    cells, faces, _, _ = marching_cubes(_occupancy(organ, blocks), level=_LEVEL, allow_degenerate=False)
+    # Cell 0 is the rim: the blocks before the organ's first voxel. A cell's place is the middle of its voxels.
+    voxels = cells.astype(np.float64) * blocks + (blocks - 1) / 2 - blocks + first
     to_lps = _LPS_FROM_RAS @ np.asarray(affine, dtype=np.float64)
-    vertices = (voxels.astype(np.float64) + first - 1) @ to_lps[:3, :3].T + to_lps[:3, 3]
+    vertices = voxels @ to_lps[:3, :3].T + to_lps[:3, 3]
     vertices = _smoothed(vertices, faces)
     if _signed_volume(vertices - vertices.mean(axis=0), faces) < 0:  # a mirroring affine turns every face inwards
         faces = faces[:, ::-1]
