@@ -23,6 +23,10 @@ from ctseg.sources import Loaded
 
 _INT16 = np.iinfo(np.int16)
 _START_BYTES = 1024
+_END_BYTES = 1 << 16
+_SOP_CLASS = b"\x02\x00\x02\x00UI"  # MediaStorageSOPClassUID
+_TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _UNREADABLE = "DICOM file without a readable image"
@@ -103,7 +107,7 @@ def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
     import itk  # late: four seconds
 
     for file in candidates:
-        tags = _tags(itk, file)
+        tags = None if _is_cut_short(file) else _tags(itk, file)
         if tags is None:
             passed_over[_DAMAGED if _is_ct_image(file) else _UNREADABLE] += 1
             continue
@@ -137,7 +141,20 @@ def _meta_uid(file: Path, tag: bytes) -> str:
 
 
 def _is_ct_image(file: Path) -> bool:
-    return _meta_uid(file, b"\x02\x00\x02\x00UI") in _CT_IMAGES
+    return _meta_uid(file, _SOP_CLASS) in _CT_IMAGES
+
+
+def _is_cut_short(file: Path) -> bool:
+    """Say whether a compressed image lacks its end; GDCM would take what it finds there for a length and allocate it.
+
+    Compressed pixels end with a sequence delimiter (PS3.5, A.4), and little follows them.
+    """
+    syntax = _meta_uid(file, _TRANSFER_SYNTAX)
+    if not _is_ct_image(file) or syntax in (*_UNCOMPRESSED, _DEFLATED, ""):
+        return False
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - _END_BYTES))
+        return b"\xfe\xff\xdd\xe0" not in stream.read()
 
 
 def _worth_a_note(reason: str) -> bool:
@@ -146,7 +163,7 @@ def _worth_a_note(reason: str) -> bool:
 
 def _complete(image: Slice) -> bool:
     """Say whether an uncompressed file can hold its pixels; GDCM fills up what an element lacks, in silence."""
-    if _meta_uid(image.path, b"\x02\x00\x10\x00UI") not in _UNCOMPRESSED:
+    if _meta_uid(image.path, _TRANSFER_SYNTAX) not in _UNCOMPRESSED:
         return True
     return image.path.stat().st_size > image.rows * image.columns * (image.bits // 8)
 
