@@ -123,13 +123,14 @@ def test_slopes_that_differ_from_slice_to_slice(tmp_path: Path) -> None:
 
     def halved(image: object, k: int) -> None:
         if k == 4:
-            image.RescaleSlope, image.RescaleIntercept = "0.5", "-1024"  # type: ignore[attr-defined]
+            image.RescaleSlope, image.RescaleIntercept = "0.25", "-1024"  # type: ignore[attr-defined]
 
     write_dicom(tmp_path, array, affine, edit=halved)
     volume = read_volume(tmp_path)
     expected = array.astype(np.float64)
-    expected[:, :, 4] = (expected[:, :, 4] + 1024) * 0.5 - 1024
-    assert volume.array.dtype == np.float32 or np.array_equal(expected, np.rint(expected))
+    expected[:, :, 4] = (expected[:, :, 4] + 1024) * 0.25 - 1024
+    assert not np.array_equal(expected, np.rint(expected))
+    assert volume.array.dtype == np.float32
     assert np.array_equal(volume.array, expected)
 
 
@@ -296,6 +297,38 @@ def test_a_truncated_file_is_not_left_out_in_silence(tmp_path: Path, compression
     last.write_bytes(last.read_bytes()[: int(last.stat().st_size * keep)])
     with pytest.raises(InputError, match=r"1 damaged CT images|slice 3 of 3 cannot be decoded"):
         read_volume(tmp_path)
+
+
+def test_a_damaged_length_is_found_before_it_is_allocated(tmp_path: Path) -> None:
+    """One wrong byte in the length of the pixels: 16 million times longer than the file."""
+    _series(tmp_path)
+    file = sorted(tmp_path.iterdir())[0]
+    content = bytearray(file.read_bytes())
+    at = content.index(b"\xe0\x7f\x10\x00OW")
+    content[at + 11] = 0x7F
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="1 damaged CT images"):
+        read_volume(tmp_path)
+
+
+def test_implicit_files_and_sequences_are_walked_over(tmp_path: Path) -> None:
+    from pydicom.dataset import Dataset
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    def nested(image: object, k: int) -> None:
+        inner, outer = Dataset(), Dataset()
+        inner.CodeValue, inner.CodeMeaning = "1", "x" * 61
+        outer.PurposeOfReferenceCodeSequence = [inner, inner]
+        image.SourceImageSequence = [outer, outer]  # type: ignore[attr-defined]
+        if k % 2:
+            image["SourceImageSequence"].is_undefined_length = True  # type: ignore[index]
+        if k > 4:
+            image.is_implicit_VR = True  # type: ignore[attr-defined]
+            image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # type: ignore[attr-defined]
+
+    array, affine = reoriented(f_phantom(), straight_affine(), "LPS")
+    write_dicom(tmp_path, array, affine, edit=nested)
+    assert np.array_equal(read_volume(tmp_path).array, array)
 
 
 def test_memory_is_foreseen_before_the_slices_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,20 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.archives import looks_like_dicom, unpacked
+from ctseg.archives import unpacked
 from ctseg.checks import check_memory
+from ctseg.dicomfiles import holds_its_pixels, is_ct_image, is_whole, looks_like_dicom
 from ctseg.dicomseries import Slice, choose_series, stack
 from ctseg.errors import InputError
 from ctseg.sources import Loaded
 
 _INT16 = np.iinfo(np.int16)
-_START_BYTES = 1024
-_END_BYTES = 1 << 16
-_SOP_CLASS = b"\x02\x00\x02\x00UI"  # MediaStorageSOPClassUID
-_TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
-_UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 _UNREADABLE = "DICOM file without a readable image"
 _DAMAGED = "damaged CT image"
 
@@ -107,14 +101,14 @@ def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
     import itk  # late: four seconds
 
     for file in candidates:
-        tags = None if _is_cut_short(file) else _tags(itk, file)
+        tags = _tags(itk, file) if is_whole(file) else None
         if tags is None:
-            passed_over[_DAMAGED if _is_ct_image(file) else _UNREADABLE] += 1
+            passed_over[_DAMAGED if is_ct_image(file) else _UNREADABLE] += 1
             continue
         found, reason = Slice.from_tags(file, tags, modality)
         if found is None:
             # A file cut inside its header loses its modality, but not what its first bytes say.
-            cut = not tags.get("0008|0060") and _is_ct_image(file)
+            cut = not tags.get("0008|0060") and is_ct_image(file)
             passed_over[_DAMAGED if cut else reason] += 1
         else:
             images.append(found)
@@ -129,43 +123,8 @@ def _may_be_dicom(file: Path) -> bool:
         return False
 
 
-def _meta_uid(file: Path, tag: bytes) -> str:
-    """Return a UID of the file meta information, which is always explicit little endian (PS3.10, 7.1)."""
-    with file.open("rb") as stream:
-        start = stream.read(_START_BYTES)
-    at = start.find(tag)
-    if at < 0:
-        return ""
-    value = at + len(tag) + 2
-    return start[value : value + int.from_bytes(start[value - 2 : value], "little")].decode("latin-1").strip(" \0")
-
-
-def _is_ct_image(file: Path) -> bool:
-    return _meta_uid(file, _SOP_CLASS) in _CT_IMAGES
-
-
-def _is_cut_short(file: Path) -> bool:
-    """Say whether a compressed image lacks its end; GDCM would take what it finds there for a length and allocate it.
-
-    Compressed pixels end with a sequence delimiter (PS3.5, A.4), and little follows them.
-    """
-    syntax = _meta_uid(file, _TRANSFER_SYNTAX)
-    if not _is_ct_image(file) or syntax in (*_UNCOMPRESSED, _DEFLATED, ""):
-        return False
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - _END_BYTES))
-        return b"\xfe\xff\xdd\xe0" not in stream.read()
-
-
 def _worth_a_note(reason: str) -> bool:
     return not reason.startswith("of modality")
-
-
-def _complete(image: Slice) -> bool:
-    """Say whether an uncompressed file can hold its pixels; GDCM fills up what an element lacks, in silence."""
-    if _meta_uid(image.path, _TRANSFER_SYNTAX) not in _UNCOMPRESSED:
-        return True
-    return image.path.stat().st_size > image.rows * image.columns * (image.bits // 8)
 
 
 def _tags(itk: Any, file: Path) -> dict[str, str] | None:
@@ -192,7 +151,7 @@ def _voxels(ordered: Sequence[Slice], what: str) -> NDArray[Any]:
         reader.SetFileName(str(image.path))
         reader.SetImageIO(itk.GDCMImageIO.New())
         try:
-            if not _complete(image):
+            if not holds_its_pixels(image.path, image.rows * image.columns * (image.bits // 8)):
                 raise RuntimeError("fewer bytes than pixels")
             reader.Update()
         except RuntimeError as error:
