@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +13,15 @@ from helpers_phantoms import (
     oblique_affine,
     reoriented,
     straight_affine,
+    write_axial_series,
     write_dicom,
     write_nifti,
 )
 
-from ctseg.archives import unpacked
-from ctseg.errors import CtsegError, GeometryError, InputError, ResourceError
 from ctseg.reading import read_volume
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-def _series(folder: Path, **options: object) -> str:
-    """Write the phantom as an ordinary axial series."""
-    array, affine = reoriented(f_phantom(), straight_affine(), "LPS")
-    return write_dicom(folder, array, affine, **options)  # type: ignore[arg-type]
 
 
 def _by_simpleitk(folder: Path) -> sitk.Image:
@@ -108,8 +99,8 @@ def test_series_compressed_by_gdcm(tmp_path: Path, compression: str) -> None:
 def test_the_largest_ct_series_of_all_sub_folders_is_taken_and_named(tmp_path: Path) -> None:
     small, affine = reoriented(f_phantom((20, 24, 4)), straight_affine(), "LPS")
     write_dicom(tmp_path / "study" / "b", small, affine, series_number=7)
-    largest = _series(tmp_path / "study" / "a" / "deep", series_number=12)
-    _series(tmp_path / "mr", modality="MR")
+    largest = write_axial_series(tmp_path / "study" / "a" / "deep", series_number=12)
+    write_axial_series(tmp_path / "mr", modality="MR")
     (tmp_path / "readme.txt").write_text("no DICOM")
     volume = read_volume(tmp_path)
     assert volume.series_uid == largest
@@ -173,7 +164,7 @@ def test_slices_with_gaps_between_them_are_noted(tmp_path: Path) -> None:
     def thin(image: object, k: int) -> None:
         image.SliceThickness = 1  # type: ignore[attr-defined]
 
-    _series(tmp_path, edit=thin)
+    write_axial_series(tmp_path, edit=thin)
     assert read_volume(tmp_path).notes == (
         "the slices are 2.5 mm apart but 1 mm thick: what lies between was not seen",
     )
@@ -189,126 +180,19 @@ def test_positions_rounded_to_one_decimal_are_even(tmp_path: Path) -> None:
     assert read_volume(tmp_path).spacing[2] == pytest.approx(0.625, abs=0.003)
 
 
-def _set(**values: object):  # type: ignore[no-untyped-def]
-    """Return an edit that changes slice 4 only."""
-
-    def edit(image: object, k: int) -> None:
-        if k == 4:
-            for name, value in values.items():
-                setattr(image, name, value)
-
-    return edit
-
-
-def _moved(x: float = 0.0, z: float = 0.0, only: int | None = None):  # type: ignore[no-untyped-def]
-    """Return an edit that moves one slice, or slice k by k times the distances (LPS mm)."""
-
-    def edit(image: object, k: int) -> None:
-        times = k if only is None else int(k == only)
-        old = [float(mm) for mm in image.ImagePositionPatient]  # type: ignore[attr-defined]
-        image.ImagePositionPatient = [old[0] + x * times, old[1], old[2] + z * times]  # type: ignore[attr-defined]
-
-    return edit
-
-
-def _left_out(*missing: int):  # type: ignore[no-untyped-def]
-    return lambda image, k: k not in missing
-
-
-def _crop(image, k: int) -> None:  # type: ignore[no-untyped-def]
-    if k == 4:
-        image.Rows = 12
-        image.PixelData = image.PixelData[: 12 * image.Columns * 2]
-
-
-def _cut(image, k: int) -> None:  # type: ignore[no-untyped-def]
-    if k == 4:
-        image.PixelData = b""
-
-
-def _colour(image, k: int) -> None:  # type: ignore[no-untyped-def]
-    image.SamplesPerPixel, image.PhotometricInterpretation, image.PlanarConfiguration = 3, "RGB", 0
-    image.BitsAllocated = image.BitsStored = 8
-    image.HighBit = 7
-    image.PixelData = bytes(image.Rows * image.Columns * 3)
-
-
-def _everywhere(**values: object):  # type: ignore[no-untyped-def]
-    def edit(image: object, k: int) -> None:
-        for name, value in values.items():
-            setattr(image, name, value)
-
-    return edit
-
-
-TILT = float(np.tan(np.radians(12.0)) * 2.5)
-REFUSED = {
-    "one slice missing": (_left_out(6), GeometryError, r"missing slices \(1\) between images 6 and 7 of 9 .*5\.00 mm"),
-    "two slices missing": (_left_out(3, 4), GeometryError, r"missing slices \(2\) between images 3 and 4 of 8"),
-    "an uneven slice": (_moved(z=0.4, only=5), GeometryError, r"uneven slices between images .*elsewhere 2\.50 mm"),
-    "a slice twice in one place": (_moved(z=2.5, only=5), GeometryError, "two images at one place"),
-    "all in one place": (_moved(z=-2.5), GeometryError, "two images at one place, 9 times in 10 images"),
-    "gantry tilt": (_moved(x=TILT), GeometryError, r"tilted gantry \(12\.00 degrees"),
-    "slight gantry tilt": (_moved(x=TILT / 24), GeometryError, r"tilted gantry \(0\.51 degrees"),
-    "one slice aside": (_moved(x=3.0, only=5), GeometryError, r"sideways by up to 3\.00 mm"),
-    "tilt stated, not shown": (_everywhere(GantryDetectorTilt=15), GeometryError, "gantry tilt of 15 degrees"),
-    "two orientations": (_set(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), GeometryError, "different orientations"),
-    "two sizes": (_crop, GeometryError, r"different sizes .*\(20, 24\) and \(20, 12\)|different sizes"),
-    "two pixel spacings": (_set(PixelSpacing=[1.3, 1.0]), GeometryError, "different pixel spacings"),
-    "two frames of reference": (_set(FrameOfReferenceUID="1.2.3"), GeometryError, "different frames of reference"),
-    "no thickness in one slice": (
-        lambda image, k: k == 0 and setattr(image, "SliceThickness", 0) is None, GeometryError, "states no thickness"),
-    "pixel spacing 0": (_everywhere(PixelSpacing=[0, 1]), GeometryError, "0 x 1 mm"),
-    "rows not at right angles": (
-        _everywhere(ImageOrientationPatient=[1, 0, 0, 0.2, 0.9798, 0]), GeometryError, "right angles"),
-    "no position": (_everywhere(ImagePositionPatient=None), InputError, "10 image without position"),
-    "modality": (_everywhere(Modality="PT"), InputError, "no CT image .found: 10 of modality PT"),
-    "colour": (_colour, InputError, "10 colour image"),
-    "multi-frame": (_everywhere(NumberOfFrames=1000), InputError, "multi-frame|without a readable image"),
-    "a slice without its pixels": (_cut, InputError, "slice 5 of 10 cannot be decoded"),
-    "no rescale intercept": (_everywhere(RescaleIntercept=0), InputError, "no CT in Hounsfield units"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_series_that_make_no_straight_even_stack_are_refused(tmp_path: Path, name: str) -> None:
-    edit, error, words = REFUSED[name]
-    if name == "no rescale intercept":
-        array = np.random.default_rng(0).normal(60, 20, (20, 24, 10)).astype(np.int16)
-        write_dicom(tmp_path, array, straight_affine() @ LPS, edit=edit)
-    else:
-        _series(tmp_path, edit=edit)
-    with pytest.raises(error, match=words) as caught:
-        read_volume(tmp_path)
-    sentence = str(caught.value)
-    assert type(caught.value) is error
-    assert str(tmp_path) in sentence
-    assert "\n" not in sentence
-    assert len(sentence) < 420
-
-
-@pytest.mark.parametrize("compression", [None, "rle"])
-@pytest.mark.parametrize("keep", [0.98, 0.6, 0.25])
-def test_a_truncated_file_is_not_left_out_in_silence(tmp_path: Path, compression: str | None, keep: float) -> None:
-    """The last slice, which no gap would betray."""
-    array, affine = reoriented(f_phantom((64, 72, 3)), straight_affine(), "LPS")
-    write_dicom(tmp_path, array, affine, compression=compression)
-    last = sorted(tmp_path.iterdir())[-1]
-    last.write_bytes(last.read_bytes()[: int(last.stat().st_size * keep)])
-    with pytest.raises(InputError, match=r"1 damaged CT images|slice 3 of 3 cannot be decoded"):
-        read_volume(tmp_path)
-
-
-def test_a_damaged_length_is_found_before_it_is_allocated(tmp_path: Path) -> None:
-    """One wrong byte in the length of the pixels: 16 million times longer than the file."""
-    _series(tmp_path)
-    file = sorted(tmp_path.iterdir())[0]
-    content = bytearray(file.read_bytes())
-    at = content.index(b"\xe0\x7f\x10\x00OW")
-    content[at + 11] = 0x7F
-    file.write_bytes(content)
-    with pytest.raises(InputError, match="1 damaged CT images"):
-        read_volume(tmp_path)
+def test_a_real_series_beside_its_segmentation() -> None:
+    folder = DATA / "dicom_seg"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not here")
+    volume = read_volume(folder)
+    planes = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"0{n}.dcm")))[0].T for n in (3, 2, 1)]
+    assert volume.spacing == pytest.approx((0.810547, 0.810547, 1.0), abs=1e-6)
+    assert np.array_equal(volume.array, np.stack(planes, axis=-1))
+    mask = sitk.ReadImage(str(folder / "liver_seg.nrrd"))
+    where = (10, 20, 0)
+    theirs = np.array(mask.TransformIndexToPhysicalPoint(where)) * [-1, -1, 1]
+    index = np.linalg.inv(volume.source_affine) @ [*theirs, 1]
+    assert np.allclose(index[:3], np.round(index[:3]), atol=1e-2)  # its mask lies on our grid
 
 
 def test_implicit_files_and_sequences_are_walked_over(tmp_path: Path) -> None:
@@ -329,103 +213,3 @@ def test_implicit_files_and_sequences_are_walked_over(tmp_path: Path) -> None:
     array, affine = reoriented(f_phantom(), straight_affine(), "LPS")
     write_dicom(tmp_path, array, affine, edit=nested)
     assert np.array_equal(read_volume(tmp_path).array, array)
-
-
-def test_memory_is_foreseen_before_the_slices_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _series(tmp_path)
-    monkeypatch.setattr("ctseg.checks.available_memory", lambda: 57_599)
-    with pytest.raises(ResourceError, match="20 x 24 x 10 voxels"):
-        read_volume(tmp_path)
-
-
-def _zipped(source: Path, target: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(source.rglob("*")):
-            if file.is_file():
-                archive.write(file, prefix + str(file.relative_to(source)))
-    return target
-
-
-def test_a_zip_is_read_as_its_folder_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    _series(tmp_path / "s" / "one", series_number=4)
-    small, affine = reoriented(f_phantom((20, 24, 4)), straight_affine(), "LPS")
-    write_dicom(tmp_path / "s" / "two", small, affine)
-    path = _zipped(tmp_path / "s", tmp_path / "study.zip")
-    volume, from_folder = read_volume(path), read_volume(tmp_path / "s")
-    assert np.array_equal(volume.array, from_folder.array)
-    assert np.array_equal(volume.source_affine, from_folder.source_affine)
-    assert volume.notes == from_folder.notes
-    assert volume.source == path
-    assert list(scratch.iterdir()) == []
-
-
-def test_a_zip_cannot_write_outside_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scratch = tmp_path / "a" / "b" / "scratch"
-    scratch.mkdir(parents=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    _series(tmp_path / "s")
-    path = _zipped(tmp_path / "s", tmp_path / "slip.zip", prefix="../../../")
-    before = sorted(tmp_path.rglob("*"))
-    with unpacked(path) as folder:
-        assert folder.parent == scratch
-        assert folder.stat().st_mode & 0o077 == 0  # nobody else looks in
-        assert sorted(set(tmp_path.rglob("*")) - set(before) - {folder}) == sorted(folder.iterdir())
-        assert len(list(folder.iterdir())) == 10
-    assert sorted(tmp_path.rglob("*")) == before
-    assert read_volume(path).shape == (20, 24, 10)
-
-
-def test_zips_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases: list[tuple[bytes, type[CtsegError], str]] = []
-    _series(tmp_path / "s")
-    sound = _zipped(tmp_path / "s", tmp_path / "sound.zip").read_bytes()
-    (tmp_path / "e").mkdir()
-    (tmp_path / "e" / "notes.txt").write_text("nothing")
-    without = _zipped(tmp_path / "e", tmp_path / "without.zip").read_bytes()
-    damaged = bytearray(sound)
-    damaged[200:260] = bytes(60)
-    cases += [(b"", InputError, "no sound zip"), (b"text", InputError, "no sound zip")]
-    cases += [(sound[: len(sound) // 2], InputError, "no sound zip"), (bytes(damaged), InputError, "no sound zip")]
-    cases += [(without, InputError, "no CT image")]
-    for content, error, words in cases:
-        path = tmp_path / "x.zip"
-        path.write_bytes(content)
-        with pytest.raises(error, match=words):
-            read_volume(path)
-    path.write_bytes(sound)
-    monkeypatch.setattr("ctseg.archives.LARGEST_UNPACKED_BYTES", 5000)
-    with pytest.raises(ResourceError, match="unpacks to 10 files"):
-        read_volume(path)
-
-
-def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
-    """A gigabyte of zeros that claims no DICOM mark costs no disk; nothing in it is DICOM."""
-    path = tmp_path / "bomb.zip"
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("a.dcm", "w", force_zip64=True) as file,
-    ):
-        for _ in range(64):
-            file.write(bytes(1 << 20))
-    with unpacked(path) as folder:
-        assert list(folder.iterdir()) == []
-    with pytest.raises(InputError, match="no CT image"):
-        read_volume(path)
-
-
-def test_a_real_series_beside_its_segmentation() -> None:
-    folder = DATA / "dicom_seg"
-    if not folder.exists():
-        pytest.skip(f"{folder} is not here")
-    volume = read_volume(folder)
-    planes = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"0{n}.dcm")))[0].T for n in (3, 2, 1)]
-    assert volume.spacing == pytest.approx((0.810547, 0.810547, 1.0), abs=1e-6)
-    assert np.array_equal(volume.array, np.stack(planes, axis=-1))
-    mask = sitk.ReadImage(str(folder / "liver_seg.nrrd"))
-    where = (10, 20, 0)
-    theirs = np.array(mask.TransformIndexToPhysicalPoint(where)) * [-1, -1, 1]
-    index = np.linalg.inv(volume.source_affine) @ [*theirs, 1]
-    assert np.allclose(index[:3], np.round(index[:3]), atol=1e-2)  # its mask lies on our grid
