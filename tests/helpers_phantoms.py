@@ -150,6 +150,12 @@ def write_dicom(
     return str(uids["SeriesInstanceUID"])
 
 
+def write_axial_series(folder: Path, **options: object) -> str:
+    """Write the phantom as an ordinary axial series of 10 slices; options as `write_dicom` has them."""
+    array, affine = reoriented(f_phantom(), straight_affine(), "LPS")
+    return write_dicom(folder, array, affine, **options)  # type: ignore[arg-type]
+
+
 def _dicom_image(plane: np.ndarray, lps: np.ndarray, k: int):  # type: ignore[no-untyped-def]
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid

@@ -68,6 +68,7 @@ NO_CTS: dict[str, tuple[Callable[[], np.ndarray], str]] = {
     "MR": (lambda: _magnitude().astype(np.int16), "rescale intercept"),
     "MR, float": (lambda: _magnitude().astype(np.float32), "rescale intercept"),
     "MR without noise": (lambda: np.where(_magnitude() > 200, _magnitude(), 0).astype(np.int16), "rescale intercept"),
+    "MR of small values": (lambda: np.where(_magnitude() > 200, _magnitude() / 9, 0).astype(np.int16), "intercept"),
     "CT without its intercept": (lambda: np.clip(_body() + 1024, 0, None).astype(np.uint16), "rescale intercept"),
     "organ of a CT without its intercept": (lambda: (_noise(100, 20) + 1024).astype(np.int16), "rescale intercept"),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ctseg.dicomfiles import looks_like_dicom
 from ctseg.errors import InputError, ResourceError
 
 # The largest CT studies have some 10,000 slices of 0.5 MiB; a zip that claims more is no study.
@@ -17,11 +18,6 @@ LARGEST_UNPACKED_BYTES = 16 << 30
 MOST_FILES = 100_000
 _BLOCK = 1 << 20
 _GIB = float(1 << 30)
-
-
-def looks_like_dicom(start: bytes) -> bool:
-    """Say by the first 132 bytes whether a file may be DICOM: the mark, or (files without preamble) a first group."""
-    return start[128:132] == b"DICM" or start[:2] in (b"\x02\x00", b"\x08\x00")
 
 
 @contextmanager

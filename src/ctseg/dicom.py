@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.archives import looks_like_dicom, unpacked
+from ctseg.archives import unpacked
 from ctseg.checks import check_memory
+from ctseg.dicomfiles import holds_its_pixels, is_ct_image, is_whole, looks_like_dicom
 from ctseg.dicomseries import Slice, choose_series, stack
 from ctseg.errors import InputError
 from ctseg.sources import Loaded
 
 _INT16 = np.iinfo(np.int16)
+_UNREADABLE = "DICOM file without a readable image"
+_DAMAGED = "damaged CT image"
 
 
 def read_dicom(path: Path, modality: str = "CT") -> Loaded:
@@ -48,6 +51,12 @@ def read_dicom(path: Path, modality: str = "CT") -> Loaded:
 
 def _read_folder(path: Path, what: str, modality: str) -> Loaded:
     images, passed_over = scan(path, modality.upper())
+    if passed_over[_DAMAGED] and modality.upper() == "CT":
+        # Left out, the first or last slice of a series would be missed by nobody.
+        raise InputError(
+            f"{what} holds {passed_over[_DAMAGED]} damaged CT images that cannot be read (truncated?), so a series may "
+            "be incomplete; copy or export it again"
+        )
     if not images:
         found = ", ".join(f"{count} {reason}" for reason, count in sorted(passed_over.items())) or "no DICOM file"
         raise InputError(
@@ -56,9 +65,7 @@ def _read_folder(path: Path, what: str, modality: str) -> Loaded:
     series, notes = choose_series(images, modality)
     if path.is_file():
         notes.append("a single DICOM file was given, so one slice was read; give the folder for the whole series")
-    localizers = passed_over["localizer"]
-    if localizers:
-        notes.append(f"{localizers} localizer images were passed over")
+    notes += [f"{n} files were passed over: {why}" for why, n in sorted(passed_over.items()) if _worth_a_note(why)]
     if series[0].series_number:
         what = f"{what} (series {series[0].series_number})"
     ordered, affine, words = stack(series, what)
@@ -87,18 +94,22 @@ def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
     images: list[Slice] = []
     passed_over: Counter[str] = Counter()
     candidates = [file for file in files if _may_be_dicom(file)]
+    if empty := sum(file.is_file() and file.stat().st_size == 0 for file in files):
+        passed_over["empty file"] = empty
     if not candidates:
         return images, passed_over
     import itk  # late: four seconds
 
     for file in candidates:
-        tags = _tags(itk, file)
+        tags = _tags(itk, file) if is_whole(file) else None
         if tags is None:
-            passed_over["DICOM file without a readable image"] += 1
+            passed_over[_DAMAGED if is_ct_image(file) else _UNREADABLE] += 1
             continue
         found, reason = Slice.from_tags(file, tags, modality)
         if found is None:
-            passed_over[reason] += 1
+            # A file cut inside its header loses its modality, but not what its first bytes say.
+            cut = not tags.get("0008|0060") and is_ct_image(file)
+            passed_over[_DAMAGED if cut else reason] += 1
         else:
             images.append(found)
     return images, passed_over
@@ -110,6 +121,10 @@ def _may_be_dicom(file: Path) -> bool:
             return looks_like_dicom(stream.read(132))
     except OSError:
         return False
+
+
+def _worth_a_note(reason: str) -> bool:
+    return not reason.startswith("of modality")
 
 
 def _tags(itk: Any, file: Path) -> dict[str, str] | None:
@@ -136,6 +151,8 @@ def _voxels(ordered: Sequence[Slice], what: str) -> NDArray[Any]:
         reader.SetFileName(str(image.path))
         reader.SetImageIO(itk.GDCMImageIO.New())
         try:
+            if not holds_its_pixels(image.path, image.rows * image.columns * (image.bits // 8)):
+                raise RuntimeError("fewer bytes than pixels")
             reader.Update()
         except RuntimeError as error:
             raise InputError(

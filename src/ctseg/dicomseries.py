@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ctseg.errors import GeometryError, InputError
 from ctseg.geometry import SHEAR_TOLERANCE, check_affine, check_spacing, ras_from_lps
 
-# Positions are often written with one decimal: two of them may then be 0.05 mm off each, in either direction.
-_EVEN_MM = 0.08
+# Positions are often written with one decimal: each may be 0.05 mm off, so that 0.625 mm shows as 0.6 and 0.7.
+_EVEN_MM = 0.105
 _EVEN_SHARE = 0.03
 _SIDEWAYS_MM = 0.1
 _TILT_DEGREES = 0.1
@@ -217,7 +217,7 @@ def _step(
         )
     step = float(places[-1] - places[0]) / (count - 1)
     strayed = np.abs(places - places[0] - step * np.arange(count))
-    if strayed.max() > max(2 * _EVEN_MM, 0.25 * step):
+    if strayed.max() > max(_EVEN_MM, 0.25 * step):
         raise GeometryError(
             f"{what} has uneven slices (image {int(strayed.argmax()) + 1} of {count} lies {strayed.max():.2f} mm off "
             f"an even stack of {step:.3f} mm); give an evenly spaced series"

@@ -103,7 +103,7 @@ class BundleInfo:
         if named:
             return self.path / str(named["file"])
         own = self.path / "models" / "model.pt"
-        return own if own.is_file() else None
+        return own if own.is_file() and not self.problem else None
 
     @property
     def weights_sha256(self) -> str | None:
