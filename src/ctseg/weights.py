@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             "(python -m monai.bundle run --config_file BUNDLE/configs/train.json) or fetch its weights."
         )
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch doubts the pickle protocol of what is refused anyway
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise BundleError(
             f"The weights {path} cannot be read as tensors ({type(error).__name__}): expected a state_dict saved by "
