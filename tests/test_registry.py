@@ -42,6 +42,16 @@ def test_untrained_and_missing_weights_are_told_apart(tmp_path: Path) -> None:
         verify_weights(bundles["b"])
 
 
+def test_weights_that_a_user_put_there_are_taken_and_called_so(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path, weights=None)
+    (folder / "models").mkdir()
+    (folder / "models" / "model.pt").write_bytes(b"mine")
+    info = get_bundle(folder)
+    assert (info.trained, info.status, info.weights_sha256) == (True, "own weights", None)
+    assert "not measured" in info.evidence
+    assert verify_weights(info) == info.weights
+
+
 def test_changed_weights_are_refused_with_both_sums(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path, weights=b"abc")
     (folder / "models" / "model.pt").write_bytes(b"")

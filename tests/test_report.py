@@ -71,7 +71,17 @@ def test_the_report_says_what_was_done(prediction: FakePrediction, tmp_path: Pat
     assert report["outputs"] == {"mask.nii.gz": {"sha256": hashlib.sha256(b"abc").hexdigest()}}
     assert report["intended_use"].startswith("research only")
     assert report["bundle"]["weights_sha256"] == prediction.bundle.weights_sha256
+    assert report["bundle"]["weights"] == "trained"
     assert "/secret" not in json.dumps(report)
+
+
+def test_the_report_names_a_users_own_weights_by_their_sum(prediction: FakePrediction, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path, "mine", weights=None)
+    (folder / "models").mkdir()
+    (folder / "models" / "model.pt").write_bytes(b"abc")
+    mine = FakePrediction(prediction.volume, prediction.label_map, get_bundle(folder))
+    bundle = build_report(mine, [], {}, [])["bundle"]
+    assert (bundle["weights"], bundle["weights_sha256"]) == ("own weights", hashlib.sha256(b"abc").hexdigest())
 
 
 def test_edges_are_patient_directions(prediction: FakePrediction) -> None:

@@ -118,7 +118,9 @@ class BundleInfo:
 
     @property
     def evidence(self) -> str:
-        """One plain sentence on what the bundle was measured on."""
+        """One plain sentence on what the bundle was measured on; a user's own weights were not."""
+        if self.trained and self.weights_sha256 is None:
+            return "none: weights of your own, not measured"
         return str(self._block.get("evidence", ""))
 
     @property
@@ -128,33 +130,28 @@ class BundleInfo:
 
     @property
     def status(self) -> str:
-        """`trained`, `untrained`, `weights missing` (named, but the file is not there) or `broken`."""
+        """`trained`, `own weights`, `untrained`, `weights missing` (named, but the file is not there) or `broken`."""
         if self.problem:
             return "broken"
         if self.trained:
-            return "trained"
+            return "trained" if self.weights_sha256 else "own weights"
         return "untrained" if self.weights is None else "weights missing"
 
 
-def _clone_root() -> Path | None:
-    """The clone that this package is imported from, or None for an installed wheel."""
+def _shipped(folder: str) -> Path:
     clone = _PACKAGE.parents[1]
-    return clone if _PACKAGE.parent.name == "src" and (clone / "setup.cfg").is_file() else None
-
-
-def _shipped(clone_folder: str, wheel_folder: str) -> Path:
-    clone = _clone_root()
-    return clone / clone_folder if clone else _PACKAGE / "share" / wheel_folder
+    is_clone = _PACKAGE.parent.name == "src" and (clone / "setup.cfg").is_file()
+    return (clone if is_clone else _PACKAGE / "share") / folder
 
 
 def bundles_root() -> Path:
     """The folder of the bundles: the clone's `bundles/`, or the copy inside an installed wheel."""
-    return _shipped("bundles", "bundles")
+    return _shipped("bundles")
 
 
 def app_root() -> Path:
     """The MONAI Label app: the clone's `apps/ctseg`, or the copy inside an installed wheel."""
-    return _shipped("apps/ctseg", "apps/ctseg")
+    return _shipped("apps/ctseg")
 
 
 def _problem_with_label(entry: Any) -> str:

@@ -51,7 +51,8 @@ def _source(volume: Volume) -> dict[str, Any]:
 
 
 def _bundle(info: BundleInfo) -> dict[str, Any]:
-    return {"name": info.name, "version": info.version, "weights_sha256": info.weights_sha256}
+    sha256 = info.weights_sha256 or (file_sha256(info.weights) if info.weights else None)
+    return {"name": info.name, "version": info.version, "weights_sha256": sha256, "weights": info.status}
 
 
 def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
