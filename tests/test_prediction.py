@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from ctseg.cli import main
 from ctseg.devices import inference_device
 from ctseg.errors import BundleError, DeviceError, InputError
 from ctseg.files import file_sha256
@@ -54,6 +55,21 @@ def test_same_voxels_as_the_bundle_run(predictor: Predictor, body: Path, tmp_pat
     assert prediction.label_map.shape == prediction.volume.shape
     assert np.array_equal(prediction.label_map, by_run)
     assert list(prediction.seconds) == ["read", "preprocess", "network", "postprocess"]
+
+
+def test_the_command_line_gives_the_same_voxels_and_twice_the_same_bytes(
+    predictor: Predictor, body: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        assert main(["segment", str(body), "-o", str(tmp_path / name), "--task", predictor.bundle.name]) == 0
+    assert "volume" in capsys.readouterr().out
+    mask = np.asarray(nibabel.load(tmp_path / "one" / "mask.nii.gz").dataobj)
+    assert np.array_equal(mask, predictor.predict(body).label_map)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert {"mask.nii.gz", "preview.png", "report.json"} <= set(files)
+    same = {name: file_sha256(tmp_path / "one" / name) == file_sha256(tmp_path / "two" / name) for name in files}
+    # Seconds differ from run to run, and only they do.
+    assert same == {name: name != "report.json" for name in files}
 
 
 def test_threads_do_not_mix(predictor: Predictor, body: Path, f_study: Path) -> None:
