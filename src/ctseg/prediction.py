@@ -135,7 +135,7 @@ class Predictor:
 
 
 def _without_saving(steps: Any) -> Any:
-    """The steps of a pipeline without the one that writes files: the caller of a `Predictor` decides what is written."""
+    """The steps of a pipeline without the one that writes files: a `Predictor`'s caller decides what is written."""
     from monai.transforms import Compose
 
     from ctseg.transforms import SaveMaskd
