@@ -10,10 +10,18 @@ import trimesh
 
 from ctseg.errors import OutputError
 from ctseg.files import mesh_name
-from ctseg.meshes import surface_of_label, write_meshes, write_stl
+from ctseg.meshes import write_meshes
+from ctseg.surfaces import surface_of_label
 from ctseg.volume import Volume
 
 OBLIQUE = np.array([[0.9, -0.3, 0.1, -20.0], [0.35, 1.1, -0.2, 15.0], [-0.1, 0.25, 2.4, 40.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def write_stl(label_map: np.ndarray, affine: np.ndarray, code: int, path: Path) -> Path:
+    volume = Volume(label_map, affine, affine, path, "nifti")
+    (file,) = write_meshes(volume, label_map, {path.stem: code}, path.parent)
+    assert file == path
+    return file
 
 
 def _sphere(size: int, radius: float, spacing: tuple[float, float, float]) -> np.ndarray:
