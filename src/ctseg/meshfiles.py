@@ -1,8 +1,8 @@
 """Surfaces as files: STL and OBJ in millimetres in **LPS**, GLB (glTF 2.0) in metres, +Y up.
 
 STL and OBJ name no coordinate system. DICOM's patient coordinates are LPS (x to the patient's left, y to the back, z to
-the head), and 3D Slicer takes both as LPS unless told otherwise, so LPS it is; an STL's header says so in the words that
-Slicer reads (`SPACE=LPS`), an OBJ's first line too.
+the head), and 3D Slicer takes both as LPS unless told otherwise, so LPS it is; an STL's header and an OBJ's first line
+say so in the words that Slicer reads (`SPACE=LPS`).
 
 glTF 2.0 (section 3.4) is right-handed, in metres, with +Y up, and the front of a model looks to +Z. So the patient's
 head is up (+Y), the patient faces +Z, towards the viewer, and +X is the patient's left: x = L, y = S, z = A. This is
@@ -114,7 +114,7 @@ def _linear(value: float) -> float:
 
 
 def _container(scene: Mapping[str, Any], binary: bytes) -> bytes:
-    """Put scene and binary into one GLB: chunks are multiples of 4 bytes, JSON filled with spaces, binary with zeros."""
+    """Put scene and binary into one GLB; chunks end on 4 bytes, JSON filled with spaces, binary with zeros."""
     text = json.dumps(scene, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     binary += b"\0" * (-len(binary) % 4)

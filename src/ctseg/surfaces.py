@@ -167,9 +167,9 @@ def _decimated(
     return best
 
 
-def _distance(count: int, wanted: int) -> tuple[bool, int]:
-    """How far a number of faces is from the wanted one; from half of it up to it is nearer than any other."""
-    return not wanted <= 2 * count <= 2 * wanted, abs(count - wanted)
+def _distance(count: int, wanted: int) -> tuple[int, int]:
+    """How far a number of faces is from the wanted one: half of it and more is near, above it far, few worst."""
+    return 1 if count > wanted else 2 if 2 * count < wanted else 0, abs(count - wanted)
 
 
 def _collapsed(
