@@ -26,8 +26,9 @@ def _phantom_bundle(folder: Path) -> BundleInfo:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test that asks for `bundle` runs for every bundle of the clone, and for a phantom of the other kind; one that
-    asks for `trainable` runs for those of them that have something to train.
+    """Every test that asks for `bundle` runs for every bundle of the clone, and for a phantom of the other kind.
+
+    One that asks for `trainable` runs for those of them that have something to train.
     """
     shipped = find_bundles(ROOT / "bundles")
     if "bundle" in metafunc.fixturenames:

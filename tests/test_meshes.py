@@ -57,8 +57,8 @@ def test_an_asymmetric_body_lies_where_the_oblique_affine_says_in_lps(tmp_path: 
     voxel = abs(np.linalg.det(OBLIQUE[:3, :3]))
     assert mesh.volume == pytest.approx((label_map == 7).sum() * voxel, rel=0.02)
     back = (np.linalg.inv(np.diag([-1, -1, 1, 1]) @ OBLIQUE) @ np.c_[mesh.vertices, np.ones(len(mesh.vertices))].T).T
-    np.testing.assert_allclose(back[:, :3].min(axis=0), [2.5, 3.5, 1.5], atol=0.15)
-    np.testing.assert_allclose(back[:, :3].max(axis=0), [19.5, 15.5, 8.5], atol=0.15)
+    np.testing.assert_allclose(back[:, :3].min(axis=0), [2.5, 3.5, 1.5], atol=0.2)
+    np.testing.assert_allclose(back[:, :3].max(axis=0), [19.5, 15.5, 8.5], atol=0.2)
 
 
 def test_a_large_organ_on_a_fine_grid_keeps_volume_and_place_with_fewer_triangles(tmp_path: Path) -> None:

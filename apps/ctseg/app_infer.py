@@ -87,7 +87,7 @@ class SegmentationTask(InferTask):
         return True
 
     def info(self) -> dict[str, Any]:
-        """Return type, labels (name to value), dimension, description, version, `trained`, `status`, and the options."""
+        """Return type, labels (name to value), dimension, description, version, `trained`, `status`, the options."""
         answer: dict[str, Any] = super().info()
         try:
             bundle = self._bundle()

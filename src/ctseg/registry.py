@@ -63,7 +63,7 @@ class BundleInfo:
 
     @property
     def kind(self) -> str:
-        """How a volume is looked at: the name of a kind in `configs/base`, such as "slicewise", "volume", "threshold"."""
+        """How a volume is looked at: a kind of `configs/base`, such as "slicewise", "volume" or "threshold"."""
         return str(self._block.get("kind", ""))
 
     @property

@@ -16,7 +16,7 @@ from ctseg.errors import ConfigError
 from ctseg.manifolds import separated
 
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_SMOOTHING_STEPS = 10
+_SMOOTHING_STEPS = 20
 _FINE_ENOUGH_MM, _LARGE = 1.5, 50_000  # see _blocks
 _LEVEL = 0.499  # not 0.5, which blocks half full have exactly: their vertices would fall together and open the surface
 _ROUNDS, _CLOSE = 8, 0.97  # see _decimated
