@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_PASSES = 100  # each takes at least one such edge from every face that has some; two or three are usual
 _APART = 0.02  # how far copies of a vertex move towards their own side, as part of the way to their neighbours
 
 
@@ -156,7 +157,7 @@ def _split_edges(
     vertices: NDArray[np.float64], faces: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Put a vertex into edges that still carry four faces, because one sheet meets itself in both their ends."""
-    while True:
+    for _ in range(_PASSES):
         edges = _half_edges(faces)
         keys = edges[:, 0] * len(vertices) + edges[:, 1]
         _, first, counts = np.unique(keys, return_index=True, return_counts=True)
@@ -182,3 +183,4 @@ def _split_edges(
             number += 1
         more[0] = faces[keep]
         vertices, faces = np.concatenate(points), np.concatenate(more)
+    return vertices, faces
