@@ -26,9 +26,16 @@ def _phantom_bundle(folder: Path) -> BundleInfo:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test that asks for `bundle` runs for every bundle of the clone, and for a phantom of the other kind."""
+    """Every test that asks for `bundle` runs for every bundle of the clone, and for a phantom of the other kind.
+
+    One that asks for `trainable` runs for those of them that have something to train.
+    """
+    shipped = find_bundles(ROOT / "bundles")
     if "bundle" in metafunc.fixturenames:
-        metafunc.parametrize("bundle", [*find_bundles(ROOT / "bundles"), "phantom_ct_segmentation"], indirect=True)
+        metafunc.parametrize("bundle", [*shipped, "phantom_ct_segmentation"], indirect=True)
+    if "trainable" in metafunc.fixturenames:
+        trainable = [name for name, info in shipped.items() if info.needs_weights]
+        metafunc.parametrize("trainable", [*trainable, "phantom_ct_segmentation"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +45,11 @@ def phantom_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleInfo:
 
 @pytest.fixture
 def bundle(request: pytest.FixtureRequest, phantom_bundle: BundleInfo) -> BundleInfo:
+    return phantom_bundle if request.param == "phantom_ct_segmentation" else get_bundle(request.param, ROOT / "bundles")
+
+
+@pytest.fixture
+def trainable(request: pytest.FixtureRequest, phantom_bundle: BundleInfo) -> BundleInfo:
     return phantom_bundle if request.param == "phantom_ct_segmentation" else get_bundle(request.param, ROOT / "bundles")
 
 

@@ -10,10 +10,18 @@ import trimesh
 
 from ctseg.errors import OutputError
 from ctseg.files import mesh_name
-from ctseg.meshes import surface_of_label, write_meshes, write_stl
+from ctseg.meshes import write_meshes
+from ctseg.surfaces import surface_of_label
 from ctseg.volume import Volume
 
 OBLIQUE = np.array([[0.9, -0.3, 0.1, -20.0], [0.35, 1.1, -0.2, 15.0], [-0.1, 0.25, 2.4, 40.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def write_stl(label_map: np.ndarray, affine: np.ndarray, code: int, path: Path) -> Path:
+    volume = Volume(label_map, affine, affine, path, "nifti")
+    (file,) = write_meshes(volume, label_map, {path.stem: code}, path.parent)
+    assert file == path
+    return file
 
 
 def _sphere(size: int, radius: float, spacing: tuple[float, float, float]) -> np.ndarray:
@@ -49,8 +57,8 @@ def test_an_asymmetric_body_lies_where_the_oblique_affine_says_in_lps(tmp_path: 
     voxel = abs(np.linalg.det(OBLIQUE[:3, :3]))
     assert mesh.volume == pytest.approx((label_map == 7).sum() * voxel, rel=0.02)
     back = (np.linalg.inv(np.diag([-1, -1, 1, 1]) @ OBLIQUE) @ np.c_[mesh.vertices, np.ones(len(mesh.vertices))].T).T
-    np.testing.assert_allclose(back[:, :3].min(axis=0), [2.5, 3.5, 1.5], atol=0.15)
-    np.testing.assert_allclose(back[:, :3].max(axis=0), [19.5, 15.5, 8.5], atol=0.15)
+    np.testing.assert_allclose(back[:, :3].min(axis=0), [2.5, 3.5, 1.5], atol=0.2)
+    np.testing.assert_allclose(back[:, :3].max(axis=0), [19.5, 15.5, 8.5], atol=0.2)
 
 
 def test_a_large_organ_on_a_fine_grid_keeps_volume_and_place_with_fewer_triangles(tmp_path: Path) -> None:

@@ -87,15 +87,15 @@ class SegmentationTask(InferTask):
         return True
 
     def info(self) -> dict[str, Any]:
-        """Return type, labels (name to value), dimension, description, version, `trained`, and the options."""
+        """Return type, labels (name to value), dimension, description, version, `trained`, `status`, the options."""
         answer: dict[str, Any] = super().info()
         try:
             bundle = self._bundle()
         except BundleError as error:
-            return {**answer, "description": str(error), "version": "", "trained": False}
-        answer.update(version=bundle.version, labels=bundle.labels, trained=bundle.trained)
+            return {**answer, "description": str(error), "version": "", "trained": False, "status": "broken"}
+        answer.update(version=bundle.version, labels=bundle.labels, trained=bundle.trained, status=bundle.status)
         answer.update(description=bundle.description, modality=bundle.modality, evidence=bundle.evidence)
-        if not bundle.trained:
+        if not bundle.ready:
             answer["description"] = f"{bundle.description} Not usable yet: {_why_untrained(bundle)}"
         return answer
 
@@ -123,7 +123,7 @@ class SegmentationTask(InferTask):
         wanted_extension(request), wanted_dtype(request)  # before the work, not after
         device = wanted_device(request.get("device"))
         bundle = self._bundle()
-        if not bundle.trained:
+        if not bundle.ready:
             verify_weights(bundle)  # raises the sentence that says what to do
         with self._lock:
             prediction = self._predictor(bundle, device).predict(Path(request["image"]))

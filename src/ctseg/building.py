@@ -4,6 +4,9 @@ In the wiring, `{{name}}` is a value of the task or its kind, `{{name 0}}` an el
 an element of a list, splices a block: `{{*preprocessing image label}}` is the block `preprocessing` for these two keys,
 in which `{{keys}}` and `{{modes}}` stand for the keys and their interpolation, and an entry with `_for_` is kept for
 its keys only. So training and inference cannot differ in their deterministic transforms.
+
+A kind may name the `configs` that its bundles have (all, unless it says so), and replace entries of the shared wiring
+in a block of the configuration's name, where null takes an entry away.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +41,27 @@ def build_bundle(task_file: Path, base_dir: Path) -> dict[str, str]:
     from ctseg.metadata import metadata_of
 
     task = load_yaml(task_file)
-    for key in ("bundle", "base", "labels", "network"):
-        if key not in task:
-            raise ConfigError(f"The task {task_file} lacks {key!r}: add it; configs/tasks/liver_ct.yaml is an example.")
+    _require(task, ("bundle", "base", "labels"), task_file)
     shared, kind = load_yaml(base_dir / "shared.yaml"), load_yaml(base_dir / f"{task['base']}.yaml")
     values = {**kind, **task, **_derived(task)}
-    configs = {name: render(shared[name], values) for name in CONFIGS}
+    _require(values, ("network",), task_file)
+    configs = {name: render(_wiring(name, shared, kind), values) for name in kind.get("configs", CONFIGS)}
     configs["metadata"] = metadata_of(values, task_file.stem)
     files = {f"configs/{name}.json": json.dumps(config, indent=4) + "\n" for name, config in configs.items()}
     files["configs/logging.conf"] = (base_dir / "logging.conf").read_text(encoding="utf-8")
     files["LICENSE"] = (base_dir / "LICENSE").read_text(encoding="utf-8")
     return files
+
+
+def _require(values: Mapping[str, Any], keys: Iterable[str], task_file: Path) -> None:
+    for key in keys:
+        if key not in values:
+            raise ConfigError(f"The task {task_file} lacks {key!r}: add it; configs/tasks/liver_ct.yaml is an example.")
+
+
+def _wiring(name: str, shared: Mapping[str, Any], kind: Mapping[str, Any]) -> dict[str, Any]:
+    own = kind.get(name, {})
+    return {key: value for key, value in {**shared[name], **own}.items() if not (key in own and own[key] is None)}
 
 
 def build_all(root: Path, tasks_dir: Path | None = None) -> dict[Path, str]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from ctseg import __version__, evaluation
 from ctseg.errors import BundleError, CtsegError, InputError
-from ctseg.outputs import KINDS, check_folder, file_names, write_outputs
+from ctseg.meshes import FACES, faces_wanted
+from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
 from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
 
 _EXAMPLES = """examples:
@@ -28,12 +29,16 @@ Research use only: not a medical device, not for diagnosis."""
 _OF_SEGMENT = """what is written into OUT:
   mask.nii.gz    label map on exactly the input's grid (nifti)
   <organ>.stl    surface in mm, LPS, as 3D Slicer takes it (stl)
+  <organ>.obj    the same as Wavefront OBJ (obj)
+  <organ>.glb    the same in colour, life-size and upright for augmented reality: metres, +Y up (glb);
+                 organs.glb holds all organs of a bundle that has several
   preview.png    axial, coronal, sagittal with the contour and the volume in ml (png)
   report.json    volumes, versions, seconds, sha256 of the files (json)
 
 examples:
   ctseg segment ct.nii.gz -o out
   ctseg segment dicom_folder -o out --output nifti,json
+  ctseg segment ct.nii.gz -o out --output glb --faces 50000
   ctseg segment ct.nrrd -o out --task path/to/my/bundle"""
 
 _STAGES = {
@@ -97,9 +102,16 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--output",
         type=_kinds,
-        default=KINDS,
+        default=USUAL_KINDS,
         metavar="KINDS",
-        help=f"any of {','.join(KINDS)}, with commas between (default: all)",
+        help=f"any of {','.join(KINDS)}, with commas between (default: {','.join(USUAL_KINDS)})",
+    )
+    segment.add_argument(
+        "--faces",
+        type=faces_wanted,
+        default=FACES,
+        metavar="N",
+        help=f"at most so many faces for each organ's surface; 0 keeps all (default: {FACES})",
     )
     segment.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT even when they are not from an earlier run"
@@ -153,7 +165,7 @@ def _segment(arguments: argparse.Namespace) -> None:
     prediction = predictor.predict(source, progress=lambda stage: _say(_STAGES.get(stage, stage)))
     prediction = dataclasses.replace(prediction, seconds={"load": load, **prediction.seconds})
     _say(f"writing {', '.join(arguments.output)}")
-    files, report = write_outputs(prediction, out, arguments.output)
+    files, report = write_outputs(prediction, out, arguments.output, faces=arguments.faces)
     print(_summary(report, out, files))
 
 

@@ -61,6 +61,6 @@ def write_beside(path: Path, content: bytes) -> None:
         beside.write_bytes(content)
 
 
-def mesh_name(label: str) -> str:
-    """File name of a label's mesh; what a file name cannot hold becomes an underscore."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in label) + ".stl"
+def mesh_name(label: str, kind: str = "stl") -> str:
+    """File name of a label's mesh, of kind "stl", "obj" or "glb"; what a name cannot hold becomes an underscore."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in label) + f".{kind}"

@@ -53,12 +53,13 @@ def metadata_of(values: Mapping[str, Any], task: str) -> dict[str, Any]:
             "evidence": values["evidence"],
             "licence": dict(values["licence"]),
             "weights": dict(values["weights"]) if values["weights"] else None,
+            **({} if values.get("needs_weights", True) else {"needs_weights": False}),
         },
     }
 
 
 def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
-    labels, shape = values["labels"], [int(size) for size in values["patch"]]
+    labels, shape = values["labels"], list(values["patch"])
     channels = {"0": "background", **{str(label["code"]): label["name"] for label in labels}}
     tensor = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
     return {
@@ -68,7 +69,7 @@ def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
                 "format": "hounsfield" if values["modality"] == "CT" else "magnitude",
                 "modality": values["modality"],
                 "num_channels": 1,
-                "value_range": [0.0, 1.0],
+                "value_range": list(values.get("input_range", [0.0, 1.0])),
                 "channel_def": {"0": "image"},
             }
         },

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import OutputError
-from ctseg.files import file_sha256, mesh_name
+from ctseg.files import file_sha256
+from ctseg.meshes import FACES, MESH_KINDS, mesh_names, write_meshes
 
 if TYPE_CHECKING:
     from ctseg.organs import Organ
     from ctseg.prediction import Prediction
 
-KINDS = ("nifti", "stl", "png", "json")
+KINDS = ("nifti", *MESH_KINDS, "png", "json")
+USUAL_KINDS = ("nifti", "stl", "png", "json")  # what is written when no kinds are named
 SCHEMA = "ctseg-report/1"  # of the report, raised when a key changes its meaning
 MASK, PREVIEW, REPORT = "mask.nii.gz", "preview.png", "report.json"
 
@@ -29,7 +31,7 @@ MASK, PREVIEW, REPORT = "mask.nii.gz", "preview.png", "report.json"
 def file_names(kinds: Collection[str], labels: Mapping[str, int]) -> list[str]:
     """Names of the files that a run with these kinds of output may write."""
     names = [MASK] * ("nifti" in kinds) + [PREVIEW] * ("png" in kinds)
-    return names + [mesh_name(label) for label in labels] * ("stl" in kinds) + [REPORT] * ("json" in kinds)
+    return names + mesh_names(kinds, labels) + [REPORT] * ("json" in kinds)
 
 
 def _own_files(out: Path) -> set[str]:
@@ -86,7 +88,7 @@ def check_folder(out: Path, source: Path, names: Collection[str], *, overwrite: 
 
 
 def _write_all(
-    prediction: Prediction, organs: list[Organ], kinds: Collection[str], folder: Path
+    prediction: Prediction, organs: list[Organ], kinds: Collection[str], folder: Path, faces: int | None
 ) -> tuple[list[Path], dict[str, float]]:
     """Write every kind but the report into a folder, and time each."""
     volume, label_map, labels = prediction.volume, prediction.label_map, prediction.labels
@@ -104,22 +106,20 @@ def _write_all(
 
         files.append(Path(write_mask(label_map, volume, folder / MASK)))
         done("write mask")
-    if "stl" in kinds:
-        from ctseg.meshes import write_meshes
-
-        files += write_meshes(volume, label_map, labels, folder)
+    colors = prediction.bundle.colors
+    if not set(kinds).isdisjoint(MESH_KINDS):
+        files += write_meshes(volume, label_map, labels, folder, kinds=kinds, faces=faces, colors=colors)
         done("write meshes")
     if "png" in kinds:
         from ctseg.preview import write_preview
 
-        colors = prediction.bundle.colors
         files.append(write_preview(volume, label_map, labels, folder / PREVIEW, colors=colors))
         done("write preview")
     return files, seconds
 
 
 def write_outputs(
-    prediction: Prediction, out: Path, kinds: Collection[str] = KINDS
+    prediction: Prediction, out: Path, kinds: Collection[str] = USUAL_KINDS, *, faces: int | None = FACES
 ) -> tuple[list[Path], dict[str, Any]]:
     """Write the results of a prediction into a folder.
 
@@ -130,6 +130,7 @@ def write_outputs(
         prediction: what the network said.
         out: the folder, made when it is not there. `check_folder` is the caller's to ask first.
         kinds: which of `KINDS` to write.
+        faces: at most so many faces for each organ's surface; None keeps all.
 
     Returns:
         The files written, and the report (also when "json" is not among the kinds).
@@ -151,7 +152,7 @@ def write_outputs(
         _remove_empty(made)
         raise OutputError(f"cannot write into {out}: {error.strerror}; name another folder with -o") from error
     try:
-        files, seconds = _write_all(prediction, organs, kinds, staging)
+        files, seconds = _write_all(prediction, organs, kinds, staging, faces)
         report = build_report(prediction, organs, {**prediction.seconds, **seconds}, files)
         if "json" in kinds:
             files.append(write_report(report, staging / REPORT))

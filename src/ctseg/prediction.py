@@ -49,7 +49,7 @@ class Predictor:
     """A bundle with its network loaded once, ready for any number of studies.
 
     Args:
-        bundle: a trained bundle.
+        bundle: a bundle that is ready: trained, or in need of no weights.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
 
     Raises:
@@ -73,7 +73,8 @@ class Predictor:
         self._postprocessing = _without_saving(self._part(parser, "postprocessing"))
         self._inferer = self._part(parser, "inferer")
         self._network = self._part(parser, "network").eval()
-        load_weights(self._network, weights)
+        if weights is not None:
+            load_weights(self._network, weights)
         # One study at a time: two requests must neither mix nor hold two volumes' features at once.
         self._lock = threading.Lock()
 

@@ -63,7 +63,7 @@ class BundleInfo:
 
     @property
     def kind(self) -> str:
-        """How the network sees a volume: "slicewise" or "volume"."""
+        """How a volume is looked at: a kind of `configs/base`, such as "slicewise", "volume" or "threshold"."""
         return str(self._block.get("kind", ""))
 
     @property
@@ -95,11 +95,23 @@ class BundleInfo:
         return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "segmentation")) == "segmentation"
 
     @property
+    def needs_weights(self) -> bool:
+        """Whether there is something to train; not so for a bundle that works by a rule, such as a threshold."""
+        return bool(self._block.get("needs_weights", True))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the bundle can run now: it is not broken, and its weights are there or it needs none."""
+        return not self.problem and (self.trained or not self.needs_weights)
+
+    @property
     def weights(self) -> Path | None:
         """The weights' file as named by the metadata, whether it is there or not, else a `models/model.pt` that a user
         trained and put there; None for a bundle without weights.
         """
         named = self._block.get("weights")
+        if not self.needs_weights:
+            return None
         if named:
             return self.path / str(named["file"])
         own = self.path / "models" / "model.pt"
@@ -130,9 +142,13 @@ class BundleInfo:
 
     @property
     def status(self) -> str:
-        """`trained`, `own weights`, `untrained`, `weights missing` (named, but the file is not there) or `broken`."""
+        """`trained`, `own weights`, `no weights needed`, `untrained`, `weights missing` (named, but the file is not
+        there) or `broken`.
+        """
         if self.problem:
             return "broken"
+        if not self.needs_weights:
+            return "no weights needed"
         if self.trained:
             return "trained" if self.weights_sha256 else "own weights"
         return "untrained" if self.weights is None else "weights missing"
@@ -198,6 +214,10 @@ def _problem_with(metadata: Any) -> str:
             return f"two labels of the same {key} ({', '.join(map(str, values))})"
     if not isinstance(block["licence"], dict):
         return "a licence that is no object"
+    if not isinstance(block.get("needs_weights", True), bool):
+        return f"needs_weights {block['needs_weights']!r}, expected true or false"
+    if block["weights"] and not block.get("needs_weights", True):
+        return "weights, although it says that it needs none"
     return _problem_with_weights(block["weights"])
 
 
@@ -265,17 +285,19 @@ def get_bundle(name: str | Path, root: Path | None = None) -> BundleInfo:
     return info
 
 
-def verify_weights(info: BundleInfo) -> Path:
+def verify_weights(info: BundleInfo) -> Path | None:
     """Check that a bundle's weights are there and are the ones its metadata names.
 
     Returns:
-        The weights' file.
+        The weights' file; None for a bundle that needs none.
 
     Raises:
         BundleError: the bundle is broken or untrained, the file is missing or unreadable, or its sha256 differs.
     """
     if info.problem:
         raise BundleError(info.problem)
+    if not info.needs_weights:
+        return None
     if info.weights is None:
         raise BundleError(
             f"bundle {info.name} is untrained: it ships no weights, so it cannot segment yet; train it first "

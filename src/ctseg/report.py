@@ -15,6 +15,7 @@ import nibabel as nib
 
 from ctseg import __version__
 from ctseg.files import file_sha256, written_beside
+from ctseg.meshes import SPACES
 from ctseg.organs import Organ
 from ctseg.outputs import SCHEMA
 from ctseg.registry import BundleInfo
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ctseg.prediction import Prediction
 
 INTENDED_USE = "research only: not a medical device, not for diagnosis"
-MESH_SPACE = "LPS, mm"
 _PACKAGES = ("monai", "torch", "numpy")
 
 
@@ -102,7 +102,7 @@ def build_report(
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],
         "seconds": {**stages, "total": round(sum(float(value) for value in seconds.values()), 3)},
         "notes": list(prediction.volume.notes),
-        "mesh_coordinates": MESH_SPACE,
+        "mesh_coordinates": SPACES,
         "outputs": {file.name: {"sha256": file_sha256(file)} for file in outputs},
     }
 

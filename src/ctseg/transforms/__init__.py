@@ -2,6 +2,7 @@
 
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
+from ctseg.transforms.pieces import RemoveSmallPiecesd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 
-__all__ = ["LoadLabeld", "LoadVolumed", "RestoreGridd", "SaveMaskd", "ToLabelMapd"]
+__all__ = ["LoadLabeld", "LoadVolumed", "RemoveSmallPiecesd", "RestoreGridd", "SaveMaskd", "ToLabelMapd"]
