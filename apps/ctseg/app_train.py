@@ -102,7 +102,7 @@ class TrainingTask(TrainTask):
 
 
 def _annotated(store: Datastore, tag: str, organs: dict[str, int]) -> Iterator[AnnotatedStudy]:
-    """Find the studies that have a label with this tag; a link that leaves the studies has no path and is passed over."""
+    """Find the studies that have a label with this tag; one behind a link that leaves them is passed over."""
     for case in sorted(store.list_images()):
         if tag not in store.get_labels_by_image_id(case):
             continue

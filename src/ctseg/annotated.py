@@ -149,7 +149,7 @@ def _table(study: AnnotatedStudy, organs: Mapping[str, int]) -> dict[int, str]:
 
 
 def _patients(studies: Sequence[AnnotatedStudy], folder: Path) -> dict[str, str]:
-    """Give each case its patient: the one it had before, else that of a known case of the same patient, else its own."""
+    """Give each case its patient: as before, else as a known case of the same patient, else its own."""
     known = {}
     if (folder / DATALIST).is_file():
         known = {str(case["case_id"]): str(case["patient"]) for case in read_cases(folder, DATALIST)}

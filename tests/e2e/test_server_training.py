@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +21,8 @@ from helpers_phantoms import write_nifti
 from helpers_server import add_random_weights, running_server
 
 from ctseg.building import build_bundle
+from ctseg.cli import main
+from ctseg.datalist import read_cases
 from ctseg.files import file_sha256, write_beside
 from ctseg.ledger import Ledger
 from ctseg.registry import get_bundle, verify_weights
@@ -141,7 +141,7 @@ def test_without_a_gpu_the_cpu_must_be_asked_for(server: Server) -> None:
         assert "training runs on CUDA" in refused(server, **params)
 
 
-def test_training_to_a_usable_bundle(server: Server, root: Path, tmp_path: Path) -> None:
+def test_training_to_a_usable_bundle(server: Server, tmp_path: Path) -> None:
     shipped = content(server.bundles)
     for number in range(2):
         save_label(server, number)
@@ -158,11 +158,8 @@ def test_training_to_a_usable_bundle(server: Server, root: Path, tmp_path: Path)
     assert told["total_time"] and told["pretrained"].startswith(str(server.bundles))
     ledger = Ledger(server.data / "split.csv")
     assert {ledger.split_of("case0"), ledger.split_of("case1")} == {"train", "validation"}
-    table = {
-        case["case_id"]: case["mask_values"]
-        for case in json.loads((server.data / "datalist.json").read_text())["cases"]
-    }
-    assert table == dict.fromkeys(("case0", "case1"), {"2": "block", "3": "bar"})
+    listed = {case["case_id"]: case["mask_values"] for case in read_cases(server.data)}
+    assert listed == {case: {"2": "block", "3": "bar"} for case in ("case0", "case1")}
     assert content(server.bundles) == shipped
     assert set(server.client.datastore()["objects"]) == {f"case{number}" for number in range(4)}
 
@@ -170,10 +167,8 @@ def test_training_to_a_usable_bundle(server: Server, root: Path, tmp_path: Path)
     assert made.name == MODEL and made.status == "trained"
     assert verify_weights(made).read_bytes() == (Path(told["run"]) / "model.pt").read_bytes()
     assert file_sha256(verify_weights(made)) not in shipped.values()
-    command = [sys.executable, "-m", "ctseg", "segment", str(server.studies / "case0.nii.gz")]
-    command += ["--task", str(made.path), "-o", str(tmp_path / "out"), "--device", "cpu", "--output", "mask"]
-    environment = {**__import__("os").environ, "PYTHONPATH": str(root / "src")}
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=120)
+    command = ["segment", str(server.studies / "case0.nii.gz"), "--task", str(made.path), "--device", "cpu"]
+    assert main([*command, "-o", str(tmp_path / "out"), "--output", "nifti"]) == 0
     masks = list((tmp_path / "out").rglob("*.nii.gz"))
     assert [nib.load(mask).shape for mask in masks] == [(36, 40, 10)]
 
