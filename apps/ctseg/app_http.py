@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -88,11 +88,11 @@ def _answer(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": sentence}, status_code=status)
 
 
-def harden(routes: Sequence[APIRoute]) -> None:
+def harden(more: Callable[[], Sequence[APIRoute]]) -> None:
     """Put our answers before MONAI Label's own in the running server; nothing to do in its helper processes.
 
     Args:
-        routes: more of ours that go before MONAI Label's of the same address.
+        more: makes more routes of ours that go before MONAI Label's of the same address.
     """
     module = sys.modules.get("monailabel.app")
     if module is None:
@@ -110,7 +110,7 @@ def harden(routes: Sequence[APIRoute]) -> None:
             f"the weights of {model!r} are not changed through the server; train, and start the server on the result",
         )
 
-    ours = [*routes, APIRoute("/model/{model}", keep_weights, methods=["PUT", "DELETE"], include_in_schema=False)]
+    ours = [*more(), APIRoute("/model/{model}", keep_weights, methods=["PUT", "DELETE"], include_in_schema=False)]
     names = {route.endpoint.__name__ for route in ours}  # `/reload` makes the app anew in the same server
     others = [
         route

@@ -11,13 +11,11 @@ from app_http import refused
 from fastapi import Depends, HTTPException
 from fastapi.routing import APIRoute
 from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import processes
 
 _UNDER_WAY = ("SUBMITTED", "RUNNING")
 _starting = threading.Lock()
-_admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 
 # Returns the checked request of a model, or raises the refusal.
 Check = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -29,19 +27,22 @@ def training_routes(app: Any) -> list[APIRoute]:
     Args:
         app: our `MONAILabelApp`, with `checked_training(model, request)` and `trainer(model)`.
     """
+    from monailabel.endpoints.user.auth import RBAC  # heavy, and loaded already where a server runs
+
+    admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 
     def train_one(
         model: str,
         params: dict[str, Any] | None = None,
         run_sync: bool = False,
         enqueue: bool = False,
-        user: User = _admin,
+        user: Any = admin,
     ) -> Any:
         """Train one model; 429 while another training runs, unless it may queue."""
         task = _start(app.checked_training, model, params or {}, enqueue)
         return _ended(app, model, task) if run_sync else task
 
-    def train_all(params: dict[str, Any] | None = None, run_sync: bool = False, user: User = _admin) -> dict[str, Any]:
+    def train_all(params: dict[str, Any] | None = None, run_sync: bool = False, user: Any = admin) -> dict[str, Any]:
         """Train one model after the other; `params` may hold options by model. Refused when none can start."""
         answers: dict[str, Any] = {}
         refusals: list[HTTPException] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class CtsegApp(MONAILabelApp):
         )
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
-        harden(training_routes(self))
+        harden(partial(training_routes, self))
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""

@@ -101,10 +101,11 @@ def _pair(entry: Any) -> tuple[str, Any]:
 
 
 def _whole(number: Any) -> int | None:
-    try:
-        return None if isinstance(number, bool) or number != int(number) else int(number)
-    except (TypeError, ValueError):
-        return int(number) if isinstance(number, str) and number.isdecimal() else None
+    if isinstance(number, str) and number.isdecimal():
+        return int(number)
+    if isinstance(number, int | float) and not isinstance(number, bool) and number == number // 1:
+        return int(number)
+    return None
 
 
 def prepare_training_data(studies: Iterable[AnnotatedStudy], organs: Mapping[str, int], folder: Path) -> TrainingData:

@@ -28,6 +28,7 @@ from ctseg.ledger import Ledger
 from ctseg.registry import get_bundle, verify_weights
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
+psutil = pytest.importorskip("psutil")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # the client imports cgi
     from monailabel.client import MONAILabelClient
@@ -201,13 +202,33 @@ def test_values_that_nobody_named_end_in_error_with_the_sentence(server: Server)
     save_label(server, int(trained.removeprefix("case")))
 
 
-def test_stop(server: Server) -> None:
+def start_endless(server: Server) -> None:
+    """Start a training that would last long, and wait for its first epoch."""
     server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000})
-    deadline = time.monotonic() + 120
-    while stats(server).get("total_epochs") != 10_000 or not stats(server)["history"]:
-        assert time.monotonic() < deadline
+    deadline = time.monotonic() + 60
+    while stats(server)["total_epochs"] != 10_000 or not stats(server)["history"]:
+        assert time.monotonic() < deadline, server.client.train_status()
         time.sleep(0.2)
+
+
+def test_stop(server: Server) -> None:
+    start_endless(server)
     assert server.client.train_status(check_if_running=True) is True
     server.client.train_stop()
     assert server.client.train_status(check_if_running=True) is False
     assert "total_time" not in stats(server)
+
+
+def test_training_ends_with_its_server(server: Server) -> None:
+    """The last test: it kills the server."""
+    start_endless(server)
+    port = server.url.rpartition(":")[2]
+    main_process = next(p for p in psutil.process_iter(["cmdline"]) if _has(p, f"--port {port}"))
+    training = next(p for p in main_process.children(recursive=True) if _has(p, "monailabel.interfaces.utils.app"))
+    main_process.kill()
+    psutil.wait_procs([training], timeout=20)
+    assert not training.is_running() or training.status() == psutil.STATUS_ZOMBIE
+
+
+def _has(process: Any, text: str) -> bool:
+    return text in " ".join(process.info["cmdline"] or [] if hasattr(process, "info") else process.cmdline())
