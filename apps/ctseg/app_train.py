@@ -83,6 +83,10 @@ class TrainingTask(TrainTask):
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train to the end.
 
+        Args:
+            request: as for `plan`; `server` is the process with which this one ends.
+            datastore: the studies.
+
         Returns:
             The statistics, with the folder of the new bundle.
 
@@ -90,7 +94,7 @@ class TrainingTask(TrainTask):
             CtsegError: one sentence.
         """
         if in_helper_process():
-            end_with_the_server()
+            end_with_the_server(request.get("server"))
         plan = self.plan(request, datastore)
         studies = _annotated(datastore, plan.options.label_tag, plan.bundle.labels)
         check_label_values(plan.data.folder, studies, plan.bundle.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def _start(check: Check, model: str, params: dict[str, Any], enqueue: bool) -> d
     with _starting:
         if processes("train") and not enqueue:
             raise refused(429, "a training is running already; wait for it, or stop it (DELETE /train/)")
-        request = check(model, params)
+        request = {**check(model, params), "server": os.getpid()}
         task: dict[str, Any] = AsyncTask.run("train", request=request, enqueue=True)[0]
         # Its process starts in another thread: only then does the next request see it.
         deadline = time.monotonic() + 5.0

@@ -54,9 +54,13 @@ def in_helper_process() -> bool:
     return getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", None) == _HELPER
 
 
-def end_with_the_server() -> None:
-    """End this process when its parent has ended: a training must not live on, unseen, on the GPU."""
-    parent = os.getppid()
+def end_with_the_server(server: int | None) -> None:
+    """End this process when the server has ended: a training must not live on, unseen, on the GPU.
+
+    Args:
+        server: the server's process id, this process's parent as long as it lives; None takes the parent of now.
+    """
+    parent = server or os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
