@@ -114,7 +114,8 @@ def _annotated(store: Datastore, tag: str, organs: dict[str, int]) -> Iterator[A
         if not image or not label:
             continue
         told, about = store.get_label_info(case, tag) or {}, store.get_image_info(case)
-        names = told.get("label_info") or (told.get("params") or {}).get("label_names")
+        params = told.get("params")  # of an inference whose result was saved
+        names = told.get("label_info") or (params.get("label_names") if isinstance(params, dict) else None)
         try:
             values = named_values(names, organs)
         except InputError as error:
