@@ -1,4 +1,4 @@
-"""What the MONAI Label app refuses: paths for names, unknown things, training; and that nothing is left behind."""
+"""What the MONAI Label app refuses: paths for names and unknown things; and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -146,18 +146,6 @@ def test_untrained_bundle_answers_and_turns_real_without_a_restart(app: Any, bun
     assert app.infer({"model": "new_ct_segmentation", "image": "case1"})["params"]["volumes_ml"] == {"new": 1.92}
     (bundles / "new_ct_segmentation" / "models" / "model.pt").unlink()
     assert "missing" in refusal(app, model="new_ct_segmentation").detail
-
-
-def test_training_is_refused_with_the_command(app: Any, bundles: Path) -> None:
-    weights = (bundles / "aaa_ct_segmentation" / "models" / "model.pt").read_bytes()
-    for request in ({"model": "aaa_ct_segmentation"}, {"model": "aaa_ct_segmentation", "pretrained": False}, {}):
-        with pytest.raises(HTTPException, match=r"python -m monai\.bundle run") as caught:
-            app.train(request)
-        assert caught.value.status_code == 409
-    with pytest.raises(HTTPException) as caught:
-        app.train({"model": "nope"})
-    assert caught.value.status_code == 404
-    assert (bundles / "aaa_ct_segmentation" / "models" / "model.pt").read_bytes() == weights
 
 
 def test_next_sample(app: Any, studies: Path) -> None:

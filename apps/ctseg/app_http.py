@@ -8,9 +8,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
@@ -88,11 +88,11 @@ def _answer(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": sentence}, status_code=status)
 
 
-def harden(app: Any) -> None:
+def harden(more: Callable[[], Sequence[APIRoute]]) -> None:
     """Put our answers before MONAI Label's own in the running server; nothing to do in its helper processes.
 
     Args:
-        app: our `MONAILabelApp`, whose `trainer(model)` names the known models.
+        more: makes more routes of ours that go before MONAI Label's of the same address.
     """
     module = sys.modules.get("monailabel.app")
     if module is None:
@@ -103,24 +103,19 @@ def harden(app: Any) -> None:
     for kind in (MONAILabelException, json.JSONDecodeError):
         server.exception_handlers[kind] = _answer
 
-    def refuse_training(model: str | None = None) -> None:
-        """Answer at once: the stock route starts a process that would fail a minute later."""
-        app.trainer(model)({"model": model}, app.datastore())
-
     def keep_weights(model: str) -> None:
         """Refuse to replace or delete weights: the stock route does it to the shipped file, for any caller."""
         raise refused(
             403,
-            f"the weights of {model!r} are not changed through the server; train on the command line and start "
-            "the server on the result",
+            f"the weights of {model!r} are not changed through the server; train, and start the server on the result",
         )
 
-    ours = [
-        APIRoute("/train/", refuse_training, methods=["POST"], include_in_schema=False),
-        APIRoute("/train/{model}", refuse_training, methods=["POST"], include_in_schema=False),
-        APIRoute("/model/{model}", keep_weights, methods=["PUT", "DELETE"], include_in_schema=False),
+    ours = [*more(), APIRoute("/model/{model}", keep_weights, methods=["PUT", "DELETE"], include_in_schema=False)]
+    names = {route.endpoint.__name__ for route in ours}  # `/reload` makes the app anew in the same server
+    others = [
+        route
+        for route in server.router.routes
+        if not (isinstance(route, APIRoute) and route.endpoint.__name__ in names)
     ]
-    known = {route.endpoint.__name__ for route in server.router.routes if isinstance(route, APIRoute)}
-    if refuse_training.__name__ not in known:  # `/reload` makes the app anew in the same server
-        server.router.routes[:0] = ours
+    server.router.routes[:] = [*ours, *others]
     server.middleware_stack = server.build_middleware_stack()

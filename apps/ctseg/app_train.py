@@ -1,40 +1,124 @@
-"""Training from the viewer: for now an honest refusal that says how to train on the command line.
+"""Training from the viewer: on the labels saved in the studies, never over the weights in use, never done for nothing.
 
-MONAI Label's own task overwrites the shipped weights, ends "done" with nothing saved when no case validates, and trains
-on the CPU without a word; none of that may happen to a user's model.
+MONAI Label's own task overwrites the shipped weights, ends "done" with nothing saved when no case validates, trains on
+the CPU without a word and splits anew each time; none of that may happen to a user's model. Everything goes to
+`STUDIES/ctseg/<bundle>/`: the datalist, the split ledger and the runs.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from app_http import refused
+from app_train_options import read_options, shown_options
+from app_train_run import Plan, end_with_the_server, in_helper_process, read_stats, run_plan
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from ctseg.registry import BundleInfo
+from ctseg.annotated import AnnotatedStudy, check_label_values, named_values, prepare_training_data
+from ctseg.errors import BundleError, ConfigError, InputError
+from ctseg.registry import BundleInfo, get_bundle, verify_weights
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "ctseg"  # below the studies; MONAI Label looks for images beside it and not in it
 
 
-class TrainingRefused(TrainTask):
-    """Listed among the trainers, so that a viewer shows the sentence and not an empty list."""
+class TrainingTask(TrainTask):
+    """One bundle's training."""
 
-    def __init__(self, info: BundleInfo) -> None:
-        """Keep the bundle whose training is described."""
-        self._bundle = info
-        super().__init__(f"Not from the viewer yet: {self._how()}")
+    def __init__(self, info: BundleInfo, studies: Path | None) -> None:
+        """Describe the bundle; nothing is read or written yet.
+
+        Args:
+            info: a bundle with a train.json.
+            studies: the folder of the studies; None when they are on a server.
+        """
+        super().__init__(
+            f"Trains {info.name} on the labels saved in the studies; the new network is put beside them, "
+            "the weights in use stay as they are"
+        )
+        self._path = info.path
+        self._data = studies / FOLDER / info.name if studies else None
 
     def info(self) -> dict[str, Any]:
-        """Return the description and the bundle's version; there are no options."""
-        return {**super().info(), "version": self._bundle.version}
+        """Return the description, the options with their defaults, and the bundle's version."""
+        try:
+            version = self._bundle().version
+        except BundleError as error:
+            return {"description": str(error), "config": {}, "version": ""}
+        return {**super().info(), "version": version}
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> NoReturn:
-        """Refuse.
+    def config(self) -> dict[str, Any]:
+        """Return the options that a viewer shows."""
+        return shown_options(self._bundle())
+
+    def stats(self) -> dict[str, Any]:
+        """Return the progress of the running training, else what the last one came to."""
+        return read_stats(self._data) if self._data else {}
+
+    def plan(self, request: dict[str, Any], store: Datastore) -> Plan:
+        """Check everything that can be checked before a training starts, and write its datalist and ledger.
+
+        Args:
+            request: see `read_options`; unknown keys are ignored.
+            store: the studies.
 
         Raises:
-            HTTPException: 409, always.
+            CtsegError: one sentence; nothing has started.
         """
-        raise refused(409, f"training from the viewer comes with a later release; {self._how()}")
+        if self._data is None:
+            raise ConfigError(
+                "training from the viewer needs a folder of studies, and these are on a server: labels that come back "
+                "from there are not put right yet; train on the command line (docs/training.md)"
+            )
+        bundle = self._bundle()
+        options = read_options(request, bundle)
+        start = verify_weights(bundle) if options.pretrained and bundle.weights else None
+        studies = list(_annotated(store, options.label_tag, bundle.labels))
+        return Plan(bundle, prepare_training_data(studies, bundle.labels, self._data), options, start)
 
-    def _how(self) -> str:
-        config = self._bundle.path / "configs" / "train.json"
-        return f"train {self._bundle.name} on the command line: python -m monai.bundle run --config_file {config}"
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train to the end.
+
+        Args:
+            request: as for `plan`; `server` is the process with which this one ends.
+            datastore: the studies.
+
+        Returns:
+            The statistics, with the folder of the new bundle.
+
+        Raises:
+            CtsegError: one sentence.
+        """
+        if in_helper_process():
+            end_with_the_server(request.get("server"))
+        plan = self.plan(request, datastore)
+        studies = _annotated(datastore, plan.options.label_tag, plan.bundle.labels)
+        check_label_values(plan.data.folder, studies, plan.bundle.labels)
+        logger.info("Training %s on %s with %s", plan.bundle.name, plan.data.cases, plan.options)
+        return run_plan(plan)
+
+    def _bundle(self) -> BundleInfo:
+        return get_bundle(self._path.name, self._path.parent)
+
+
+def _annotated(store: Datastore, tag: str, organs: dict[str, int]) -> Iterator[AnnotatedStudy]:
+    """Find the studies that have a label with this tag; one behind a link that leaves them is passed over."""
+    for case in sorted(store.list_images()):
+        if tag not in store.get_labels_by_image_id(case):
+            continue
+        image, label = store.get_image_uri(case), store.get_label_uri(case, tag)
+        if not image or not label:
+            continue
+        told, about = store.get_label_info(case, tag) or {}, store.get_image_info(case)
+        params = told.get("params")  # of an inference whose result was saved
+        names = told.get("label_info") or (params.get("label_names") if isinstance(params, dict) else None)
+        try:
+            values = named_values(names, organs)
+        except InputError as error:
+            raise InputError(f"{case}: {error}") from error
+        patient = about.get("PatientID") or about.get("patient")
+        yield AnnotatedStudy(case, Path(image), Path(label), values, str(patient) if patient else None)

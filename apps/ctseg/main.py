@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from app_http import harden, private_folder, refused, sentence_for
 from app_infer import SegmentationTask
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
 from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
-from app_train import TrainingRefused
+from app_train import TrainingTask
+from app_train_routes import training_routes
+from app_train_run import in_helper_process
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -59,7 +62,7 @@ class CtsegApp(MONAILabelApp):
         )
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
-        harden(self)
+        harden(partial(training_routes, self))
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
@@ -89,9 +92,10 @@ class CtsegApp(MONAILabelApp):
         return {name: SegmentationTask(info, self._private, lock) for name, info in self._bundles.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        """One task for each bundle that can be trained; it says how to train on the command line."""
+        """One task for each bundle that can be trained."""
+        studies = Path(self.studies).resolve() if isinstance(self._datastore, StudiesFolder) else None
         trainable = (info for info in self._bundles.values() if (info.path / "configs" / "train.json").is_file())
-        return {info.name: TrainingRefused(info) for info in trainable}
+        return {info.name: TrainingTask(info, studies) for info in trainable}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which case is offered next."""
@@ -150,17 +154,42 @@ class CtsegApp(MONAILabelApp):
         sample: dict[str, Any] = super().next_sample({**request, "strategy": strategy})
         return sample
 
-    def train(self, request: dict[str, Any]) -> Any:
-        """Hand the request to the bundle's train task."""
-        return self.trainer(request.get("model"))(request, self.datastore())
+    def checked_training(self, model: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Check a request for a training and return what is handed to the training's process.
 
-    def trainer(self, model: str | None) -> TrainTask:
-        """Return a model's train task; without a name the first, because every one answers alike for now.
+        Raises:
+            HTTPException: 4xx with one sentence; nothing has started.
+        """
+        task = self.trainer(model)
+        try:
+            return task.plan(request, self.datastore()).options.as_request(model)
+        except CtsegError as error:
+            raise refused(*sentence_for(error, Path(self.studies).resolve(), "the studies")) from error
+
+    def train(self, request: dict[str, Any]) -> Any:
+        """Train to the end; MONAI Label calls it in the process that it starts for a training.
+
+        Raises:
+            SystemExit: with one sentence, in that process; elsewhere HTTPException.
+        """
+        try:
+            return self.trainer(request.get("model"))(request, self.datastore())
+        except CtsegError as error:
+            if in_helper_process():
+                raise SystemExit(f"ctseg: {error}") from error
+            raise refused(*sentence_for(error, Path(self.studies).resolve(), "the studies")) from error
+
+    def trainer_names(self) -> list[str]:
+        """Return the names of the models that can be trained."""
+        return list(self._trainers)
+
+    def trainer(self, model: str | None) -> TrainingTask:
+        """Return a model's train task.
 
         Raises:
             HTTPException: 404 with the known names.
         """
-        task = self._trainers.get(model) if model else next(iter(self._trainers.values()), None)
+        task: TrainingTask | None = self._trainers.get(model) if isinstance(model, str) else None
         if task is None:
             known = ", ".join(self._trainers) or "none"
             raise refused(404, f"there is no model {model!r} to train; the known ones are: {known}; name one of them")

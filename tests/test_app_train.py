@@ -1,0 +1,177 @@
+"""Training from the viewer, in this process: the options, the devices, what is refused, what a failed training says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers_app import load_app_class, sibling
+from helpers_phantoms import write_nifti
+from helpers_server import add_random_weights
+
+from ctseg.errors import BundleError, ConfigError, DeviceError
+from ctseg.registry import BundleInfo, app_root, get_bundle
+
+pytest.importorskip("monailabel", reason="the server's extra is not installed")
+from fastapi import HTTPException
+
+MODEL = "phantom_ct_segmentation"
+ON_CPU = {"model": MODEL, "device": "cpu", "max_epochs": 1, "val_interval": 1}
+
+
+@pytest.fixture
+def trainable(tmp_path: Path, phantom_bundle: BundleInfo) -> BundleInfo:
+    """A copy of the phantom bundle, with random weights."""
+    shutil.copytree(phantom_bundle.path, tmp_path / "bundles" / MODEL)
+    add_random_weights(tmp_path / "bundles" / MODEL)
+    return get_bundle(tmp_path / "bundles" / MODEL)
+
+
+@pytest.fixture
+def app(tmp_path: Path, trainable: BundleInfo, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The app on three tiny CTs, whose labels have the bundle's codes."""
+    from monailabel.config import settings
+
+    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    (tmp_path / "studies" / "labels" / "final").mkdir(parents=True)
+    for number in range(3):
+        shutil.copyfile(tiny_dataset / f"image_{number}.nii.gz", tmp_path / "studies" / f"case{number}.nii.gz")
+        label = tmp_path / "studies" / "labels" / "final" / f"case{number}.nii.gz"
+        shutil.copyfile(tiny_dataset / f"label_{number}.nii.gz", label)
+    return load_app_class()(str(app_root()), str(tmp_path / "studies"), {"bundles": str(trainable.path.parent)})
+
+
+def refusal(app: Any, **request: Any) -> tuple[int, str]:
+    with pytest.raises(HTTPException) as caught:
+        app.checked_training(MODEL, {**ON_CPU, **request})
+    return caught.value.status_code, caught.value.detail
+
+
+def split_of(data: Path, split: str) -> str:
+    from ctseg.ledger import Ledger
+
+    return Ledger(data / "split.csv").patients(split)[0]
+
+
+def test_options_are_the_bundles_own_unless_asked(trainable: BundleInfo) -> None:
+    options = sibling("app_train_options")
+    read = options.read_options({"device": "cpu", "gpus": 7, "val_split": 0.5, "dataset": "x"}, trainable)
+    declared = json.loads((trainable.path / "configs" / "train.json").read_text())
+    assert (read.max_epochs, read.train_batch_size) == (declared["epochs"], declared["batch_size"]) == (2, 1)
+    assert (read.val_interval, read.num_workers) == (2, 0)  # 5 is declared, but of 2 epochs one must validate
+    assert (read.pretrained, read.label_tag) == (True, "final")
+    asked = {"device": ["cpu"], "pretrained": "false", "max_epochs": "7", "train_batch_size": 3.0, "val_interval": 2}
+    read = options.read_options({**asked, "num_workers": 1, "label_tag": "checked"}, trainable)
+    assert read == options.TrainOptions("cpu", False, 7, 3, 2, 1, "checked")
+    assert options.read_options(read.as_request(MODEL), trainable) == read
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("max_epochs", value) for value in (0, -1, 10_001, 1.5, "many", True, [3], float("inf"))],
+        *[("train_batch_size", 0), ("val_interval", 0), ("num_workers", -1), ("pretrained", "maybe")],
+    ],
+)
+def test_options_out_of_bounds_are_refused(trainable: BundleInfo, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is .*expected"):
+        sibling("app_train_options").read_options({"device": "cpu", key: value}, trainable)
+
+
+def test_cpu_must_be_asked_for(monkeypatch: pytest.MonkeyPatch, trainable: BundleInfo) -> None:
+    options = sibling("app_train_options")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for asked in (None, "", [], "auto", "cuda", "cuda:1", ["cuda", "cpu"], "NVIDIA Any", "CPU", {"cpu": 1}):
+        with pytest.raises(DeviceError, match="training runs on CUDA"):
+            options.training_device(asked)
+    assert options.training_device("cpu") == "cpu"
+    assert options.shown_options(trainable)["device"] == ["cuda", "cpu"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "NVIDIA Any")
+    asked_for = (None, "auto", "cuda", "cuda:1", "NVIDIA Any:1", ["NVIDIA Any:0", "cpu"], "cpu")
+    expected = ["cuda:0", "cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:0", "cpu"]
+    assert [options.training_device(asked) for asked in asked_for] == expected
+    assert options.shown_options(trainable)["device"] == ["NVIDIA Any:0", "NVIDIA Any:1", "cpu"]
+    for unknown in ("cuda:2", "abacus", {"a": 1}):
+        with pytest.raises(DeviceError, match="device"):
+            options.training_device(unknown)
+
+
+def test_refusals_are_a_status_and_a_sentence(app: Any, trainable: BundleInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = Path(app.studies)
+    assert refusal(app, label_tag="original")[0] == 422
+    assert "no labelled case" in refusal(app, label_tag="original")[1]
+    assert refusal(app, label_tag="../x")[0] == 400
+    assert refusal(app, max_epochs=0)[0] == 400
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert refusal(app, device="cuda")[0] == 400
+    for model in ("nope", None, 7):
+        with pytest.raises(HTTPException, match=MODEL) as caught:
+            app.checked_training(model, {})
+        assert caught.value.status_code == 404
+    assert not (studies / "ctseg").exists()
+    assert trainable.weights is not None
+    trainable.weights.write_bytes(b"others")
+    assert refusal(app)[0] == 409 and "sha256" in refusal(app)[1]
+    assert app.checked_training(MODEL, {**ON_CPU, "pretrained": False})["pretrained"] is False
+    ledger = studies / "ctseg" / MODEL / "split.csv"
+    ledger.write_text(ledger.read_text().replace(",test,", ",train,"))
+    status, sentence = refusal(app, pretrained=False)
+    assert status == 500 and "by hand" in sentence and str(studies) not in sentence
+
+
+def test_studies_on_a_server_are_refused(trainable: BundleInfo) -> None:
+    with pytest.raises(ConfigError, match="needs a folder of studies"):
+        sibling("app_train").TrainingTask(trainable, None).plan(ON_CPU, None)
+
+
+def test_bundle_without_weights_starts_from_random_ones(app: Any, trainable: BundleInfo) -> None:
+    metadata = trainable.path / "configs" / "metadata.json"
+    told = json.loads(metadata.read_text())
+    told["ctseg"]["weights"] = None
+    metadata.write_text(json.dumps(told))
+    shutil.rmtree(trainable.path / "models")
+    assert app.trainer(MODEL).plan(ON_CPU, app.datastore()).start is None
+    metadata.write_text("{")
+    assert "broken" in app.info()["trainers"][MODEL]["description"]
+    with pytest.raises(BundleError):
+        app.trainer(MODEL).plan(ON_CPU, app.datastore())
+
+
+def test_training_and_what_its_statistics_say(app: Any, trainable: BundleInfo) -> None:
+    assert app.info()["train_stats"] == {MODEL: {}}
+    told = app.train({**ON_CPU, "max_epochs": 3, "val_interval": 2})
+    assert told == app.info()["train_stats"][MODEL] == json.loads(json.dumps(told))
+    assert [entry["epoch"] for entry in told["history"]] == [1, 2, 3]
+    assert [entry["dice"] is None for entry in told["history"]] == [True, False, True]
+    assert told["best_metric"] == told["history"][1]["dice"] == told["eval"]["metrics"]["val_mean_dice"]
+    assert told["best_metric_epoch"] == 2 and told["pretrained"] == str(trainable.weights)
+    made = get_bundle(Path(told["bundle"]))
+    assert made.evidence.startswith(f"validation Dice {told['best_metric']:.3f} on 1 case")
+    assert made.version == f"{trainable.version}+{Path(told['run']).name}"
+    assert made.weights is not None and told["weights"] == str(made.weights)
+
+
+def test_label_off_its_grid_fails_with_the_librarys_sentence(app: Any, tmp_path: Path) -> None:
+    data = tmp_path / "studies" / "ctseg" / MODEL
+    app.checked_training(MODEL, ON_CPU)
+    label = np.ones((5, 5, 5), np.uint8)
+    case = split_of(data, "train")
+    write_nifti(tmp_path / "studies" / "labels" / "final" / f"{case}.nii.gz", label, np.diag([2.0, 2.0, 2.0, 1.0]))
+    with pytest.raises(HTTPException, match=r"has the grid \(5, 5, 5\)") as caught:
+        app.train(ON_CPU)
+    assert caught.value.status_code == 422
+
+
+def test_training_that_saves_nothing_fails(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sibling("app_train_run"), "_run_config", lambda plan, run, progress: None)
+    with pytest.raises(HTTPException, match="ended without a network"):
+        app.train(ON_CPU)
+    assert "bundle" not in app.trainer(MODEL).stats()
