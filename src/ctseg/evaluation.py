@@ -221,8 +221,8 @@ def _foreign_values(case: str, volume: Volume, predicted_map: Any, labels: Label
 def _without_folders(error: CtsegError, paths: Sequence[Path]) -> str:
     """The sentence of an error with file names in place of paths, since a report is passed on."""
     text = " ".join(str(error).split())
-    for path in paths:
-        text = text.replace(str(path), path.name)
+    for path, what in zip(paths, ("prediction", "reference"), strict=True):
+        text = text.replace(str(path), f"the {what} {path.name}")
     return text
 
 

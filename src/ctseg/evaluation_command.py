@@ -34,7 +34,7 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "evaluate",
         help="compare masks with references",
-        description="How well masks meet their references: overlap, surfaces and volumes, per case and over a data set.",
+        description="How well masks meet their references: overlap, surfaces, volumes, per case and over a data set.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -150,13 +150,14 @@ def summary(result: Evaluation, out: Path, files: Sequence[Path]) -> str:
         low_high = f"({dice['low']:.3f} to {dice['high']:.3f})" if dice["low"] is not None else ""
         value = f"{dice['value']:.4f} {low_high}" if dice["value"] is not None else "-"
         iou, nsd = (_number(macro[metric]["value"], 4) for metric in ("iou", "nsd"))
-        lines.append(
-            f"{name:<{width}}  {dice['n']:5d}  {value:<23} {iou:>7} {nsd:>7} {_number(macro['hd95_mm']['value'], 1):>5} mm"
-        )
+        hd95 = _number(macro["hd95_mm"]["value"], 1)
+        lines.append(f"{name:<{width}}  {dice['n']:5d}  {value:<23} {iou:>7} {nsd:>7} {hd95:>5} mm")
     if results["comparison"]:
         for name, row in results["comparison"]["labels"].items():
             mean = row["mean"]["dice"]
             change = f"{mean['value']:+.4f}" if mean["value"] is not None else "-"
+            if mean["low"] is not None:
+                change += f" ({mean['low']:+.4f} to {mean['high']:+.4f})"
             worse = ", ".join(row["worse"]) or "none"
             lines.append(f"{name} beside the baseline: Dice {change}, {mean['verdict']}; worse: {worse}")
         lines += [f"note: {note}" for note in results["comparison"]["notes"]]

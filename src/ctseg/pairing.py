@@ -148,8 +148,8 @@ def on_grid_of(volume: Volume, like: Volume) -> NDArray[Any]:
     affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.shape)
     if array.shape != like.shape or not np.allclose(affine, like.affine, atol=1e-3):
         raise GeometryError(
-            f"{volume.source} of grid {_grid(volume)} does not lie on the grid {_grid(like)} of {like.source}: expected "
-            "the same size, spacing, direction and origin; compare masks of the same image."
+            f"{volume.source} of grid {_grid(volume)} does not lie on the grid {_grid(like)} of {like.source}: "
+            "expected the same size, spacing, direction and origin; compare masks of the same image."
         )
     return np.asarray(array)
 

@@ -15,7 +15,12 @@ _POOLED_OVER_SLICES = ("dice", "iou", "precision", "recall", "f_beta")
 
 
 def summarise(
-    cases: Sequence[Mapping[str, Any]], labels: Sequence[str], *, beta: float = 1.0, resamples: int = 2000, seed: int = 0
+    cases: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    *,
+    beta: float = 1.0,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Sum up scored cases.
 
