@@ -12,7 +12,7 @@ NO_VALUE = "–"
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: #1b1b1b;
-  background: #fff; margin: 0 auto; padding: 1rem 1.25rem 3rem; max-width: 74rem; }
+  background: #fff; margin: 0 auto; padding: 1rem 1.25rem 3rem; max-width: 86rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.3rem; margin-top: 2.5rem; border-top: 2px solid #d0d0d0;
   padding-top: 1rem; } h3 { font-size: 1.08rem; margin: 1.6rem 0 .4rem; }
 p, li, dd, figcaption, caption { max-width: 62rem; }
@@ -23,8 +23,9 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; list-sty
 .scroll { overflow-x: auto; margin: .8rem 0 1.2rem; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .4rem; color: #3a3a3a; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #d0d0d0; text-align: right; vertical-align: top; }
-th[scope=row], thead th:first-child, td.text { text-align: left; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #d0d0d0; text-align: right; vertical-align: top; }
+th[scope=row], thead th:first-child, .text { text-align: left; }
+td { white-space: nowrap; } td.text { white-space: normal; min-width: 6rem; }
 th[scope=row] { font-weight: 600; } thead th { background: #eef1f4; }
 .range { display: block; color: #4a4a4a; font-size: .85em; white-space: nowrap; }
 figure { margin: .6rem 0 1.4rem; } img { max-width: 100%; height: auto; display: block; }
@@ -84,21 +85,24 @@ class Page:
 
         Args:
             caption: what the table holds.
-            header: names of the columns; an empty first one is read as "row".
+            header: names of the columns.
             rows: the cells.
             folded: closed until a reader opens it.
         """
+        wordy = [bool(rows) and _is_text(rows[0][column]) for column in range(len(header))]
         head = "".join(
-            f'<th scope="col">{escape(name)}</th>' if name else '<th scope="col">summed up</th>' for name in header
+            f'<th scope="col"{_class("text" if text else "")}>{escape(name)}</th>'
+            for name, text in zip(header, wordy, strict=True)
         )
         body = "".join(
             f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(_cell(cell) for cell in row[1:]) + "</tr>"
             for row in rows
         )
+        title = "" if folded else f"<caption>{escape(caption)}</caption>"
         # Focusable, so that a wide table can be scrolled without a mouse.
         table = (
             f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-            f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
         self._parts.append(f"<details><summary>{escape(caption)}</summary>{table}</details>" if folded else table)
 
@@ -124,26 +128,30 @@ def _cell(text: str) -> str:
     value, bracket, rest = text.partition(" (")
     if bracket and rest.endswith(")") and value[-1:].isdigit():
         return f'<td>{escape(value)} <span class="range">({escape(rest)}</span></td>'
-    wordy = any(character.isalpha() for character in text)
-    return f'<td class="text">{escape(text)}</td>' if wordy else f"<td>{escape(text)}</td>"
+    return f"<td{_class('text' if _is_text(text) else '')}>{escape(text)}</td>"
+
+
+def _is_text(text: str) -> bool:
+    return not any(character.isdigit() for character in text.partition(" (")[0]) and text != NO_VALUE
 
 
 def number(value: float | None, metric: str, *, signed: bool = False) -> str:
     """Return a value as text: one decimal for mm, three for parts of 1, a dash for none."""
     if value is None:
         return NO_VALUE
-    digits = 1 if metric.endswith("_mm") else 3
+    # Accuracy and specificity are close to 1 in a whole scan: three decimals would all be the same.
+    digits = 1 if metric.endswith("_mm") else 4 if metric in ("accuracy", "specificity") else 3
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     return text.replace("-", "−")
 
 
-def interval(entry: Mapping[str, Any], metric: str, *, signed: bool = False) -> str:
-    """Return a value with its interval: "0.931 (0.902 to 0.951)"."""
+def interval(entry: Mapping[str, Any], metric: str, *, signed: bool = False, of: int | None = None) -> str:
+    """Return a value with its interval: "0.931 (0.902 to 0.951)"; with fewer cases than `of`, their number too."""
     value = number(entry["value"], metric, signed=signed)
-    if entry["low"] is None:
-        return value
     low, high = (number(entry[key], metric, signed=signed) for key in ("low", "high"))
-    return f"{value} ({low} to {high})"
+    words = [f"{low} to {high}"] if entry["low"] is not None else []
+    words += [plural(entry["n"], "case")] if of is not None and entry["n"] < of else []
+    return f"{value} ({'; '.join(words)})" if words else value
 
 
 def plural(count: int, noun: str) -> str:

@@ -22,7 +22,7 @@ from ctseg.evaluation_sections import (
 )
 from ctseg.evaluation_words import NAMES, WHERE
 from ctseg.files import write_beside
-from ctseg.scoring import SURFACES
+from ctseg.scoring import OVERLAPS, SURFACES
 
 _TABLE_METRICS = ("dice", "iou", "precision", "recall", "f_beta", *SURFACES, "accuracy", "specificity")
 
@@ -82,7 +82,8 @@ def html_report(evaluation: Evaluation, images: Path | None = None, strip: Seque
 
 def _opening(page: Page, results: Mapping[str, Any]) -> None:
     patients = len({case["patient"] for case in results["cases"]})
-    sentences = [f"{plural(len(results['cases']), 'case')} of {plural(patients, 'patient')} could be scored."]
+    whose = f" of {plural(patients, 'patient')}" if patients < len(results["cases"]) else ""
+    sentences = [f"{plural(len(results['cases']), 'case')}{whose} could be scored."]
     if results["refused"]:
         sentences.append(f"{plural(len(results['refused']), 'case')} could not: see “Not scored”.")
     page.paragraph(" ".join(sentences))
@@ -105,21 +106,22 @@ def _opening(page: Page, results: Mapping[str, Any]) -> None:
 def _summary(page: Page, results: Mapping[str, Any]) -> None:
     page.heading("Summary")
     several = len(results["summary"]["labels"]) > 1
-    columns = {f"{name}, mean over cases": label["macro"] for name, label in results["summary"]["labels"].items()}
-    pooled = {f"{name}, all voxels pooled": label["micro"] for name, label in results["summary"]["labels"].items()}
+    columns = {name: label["macro"] for name, label in results["summary"]["labels"].items()}
+    pooled = {name: label["micro"] for name, label in results["summary"]["labels"].items()}
     if several:
         columns["all organs, mean of their means"] = results["summary"]["overall"]["macro"]
-        pooled["all organs, all voxels pooled"] = results["summary"]["overall"]["micro"]
-    rows = []
-    for way in (columns, pooled):
-        for title, entries in way.items():
-            cells = [interval(entries[m], m) if m in entries else "not defined" for m in _TABLE_METRICS]
-            rows.append([title, *cells])
+        pooled["all organs"] = results["summary"]["overall"]["micro"]
+    cases = len(results["cases"])
     page.table(
-        "Each value with its 95 % interval in brackets. Mean over cases: each case counts the same. Pooled: each voxel "
-        "counts the same, so large organs weigh more.",
-        ["", *(NAMES[metric] for metric in _TABLE_METRICS)],
-        rows,
+        "Mean over cases, each case counting the same, with its 95 % interval in brackets.",
+        ["organ", *(NAMES[metric] for metric in _TABLE_METRICS)],
+        [[title, *(interval(row[m], m, of=cases) for m in _TABLE_METRICS)] for title, row in columns.items()],
+    )
+    of_voxels = [metric for metric in _TABLE_METRICS if metric in OVERLAPS]
+    page.table(
+        "All voxels of all cases pooled, each voxel counting the same, so that large organs weigh more.",
+        ["organ", *(NAMES[metric] for metric in of_voxels)],
+        [[title, *(interval(row[m], m) for m in of_voxels)] for title, row in pooled.items()],
     )
     counts = [
         [name, *(str(label["found"][where]) for where in WHERE)] for name, label in results["summary"]["labels"].items()

@@ -8,7 +8,7 @@ from typing import Any
 
 from ctseg.errors import CtsegError
 from ctseg.evaluation import Evaluation
-from ctseg.evaluation_html import Page, interval, number, plural
+from ctseg.evaluation_html import NO_VALUE, Page, interval, number, plural
 from ctseg.evaluation_plots import FEWEST_FOR_A_BOX, bland_altman, box_plot, volume_plot
 from ctseg.evaluation_words import HOW_TO_READ, NAMES, SHORT, WHERE
 from ctseg.scoring import METRICS
@@ -54,16 +54,17 @@ def worst_section(page: Page, evaluation: Evaluation, images: Path | None, strip
     page.paragraph(
         "The cases with the lowest Dice of each organ, in the slices where the two masks differ most. "
         "Solid blue line: reference. Dashed orange line: prediction. Letters are the patient's sides (R right, L left, "
-        "A front, P back, S head, I feet); image left is the patient's right."
+        "A front, P back, S head, I feet); in axial and coronal pictures image left is the patient's right."
     )
     ways = _images_of(images, evaluation, strip)
     for case, name in chosen:
         row = next(c for c in evaluation.results["cases"] if c["case"] == case)["labels"][name]
         values = evaluation.results["settings"]["labels"][name]
         page.subheading(f"{case}: {name}")
+        distance = "has no value" if row["hd95_mm"] is None else f"{row['hd95_mm']:.1f} mm"
         said = (
             f"Dice {number(row['dice'], 'dice')}, NSD {number(row['nsd'], 'nsd')}, "
-            f"HD95 {number(row['hd95_mm'], 'hd95_mm')} mm; prediction {row['predicted_ml']:.1f} ml, "
+            f"HD95 {distance}; prediction {row['predicted_ml']:.1f} ml, "
             f"reference {row['reference_ml']:.1f} ml; in {WHERE[row['found']]}."
         )
         try:
@@ -113,9 +114,10 @@ def volumes_section(page: Page, results: Mapping[str, Any]) -> None:
         if agreement is None:
             page.paragraph(f"{name}: fewer than two cases have it, so there is nothing to plot.")
             continue
+        side = "more" if agreement["bias_ml"] >= 0 else "less"
         said = (
             f"{name}, {plural(int(agreement['n']), 'case')}: the prediction is on average "
-            f"{agreement['bias_ml']:+.1f} ml beside the reference; 95 % of differences are expected between "
+            f"{abs(agreement['bias_ml']):.1f} ml {side} than the reference; 95 % of differences are expected between "
             f"{agreement['low_ml']:+.1f} and {agreement['high_ml']:+.1f} ml."
         )
         page.subheading(name)
@@ -134,17 +136,17 @@ def slices_section(page: Page, results: Mapping[str, Any]) -> None:
         part = label["slices"]
         for way, key in (("mean over slices", "mean"), ("voxels of these slices pooled", "pooled")):
             cells = [
-                interval(part[key][m], m) if m in part[key] else "not given"
+                interval(part[key][m], m) if m in part[key] else NO_VALUE
                 for m in ("dice", "iou", "precision", "recall")
             ]
-            overlap.append([f"{name}, {way}", *cells])
+            overlap.append([f"{name}: {way}", *cells])
         slices = part["presence"]["slices"]
         values = [interval(part["presence"][m], m) for m in ("recall", "precision", "f_beta")]
         presence.append([name, *(str(slices[k]) for k in ("tp", "fn", "fp", "tn")), *values])
     page.table(
         "Axial slices that have the organ in the reference, and only these: false voxels on other slices do not count "
         "here.",
-        ["", "Dice", "IoU", "precision", "recall"],
+        ["organ", "Dice", "IoU", "precision", "recall"],
         overlap,
     )
     page.table(
@@ -162,10 +164,8 @@ def cases_section(page: Page, results: Mapping[str, Any]) -> None:
         for case in results["cases"]:
             row = case["labels"][name]
             volumes = [f"{row['predicted_ml']:.1f}", f"{row['reference_ml']:.1f}"]
-            rows.append(
-                [case["case"], *(number(row[metric], metric) for metric in METRICS), *volumes, WHERE[row["found"]]]
-            )
-        header = ["case", *(NAMES[metric] for metric in METRICS), "prediction, ml", "reference, ml", "organ is in"]
+            rows.append([case["case"], *(number(row[metric], metric) for metric in METRICS), *volumes, row["found"]])
+        header = ["case", *(NAMES[metric] for metric in METRICS), "prediction, ml", "reference, ml", "organ in"]
         page.table(f"{name}: every case. – means that there is no value.", header, rows)
 
 
