@@ -127,7 +127,8 @@ def _class(kind: str) -> str:
 def _cell(text: str) -> str:
     value, bracket, rest = text.partition(" (")
     if bracket and rest.endswith(")") and value[-1:].isdigit():
-        return f'<td>{escape(value)} <span class="range">({escape(rest)}</span></td>'
+        words = "".join(f'<span class="range">{escape(word)}</span>' for word in f"({rest}".split("; "))
+        return f"<td>{escape(value)} {words}</td>"
     return f"<td{_class('text' if _is_text(text) else '')}>{escape(text)}</td>"
 
 

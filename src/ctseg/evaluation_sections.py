@@ -80,7 +80,9 @@ def worst_section(page: Page, evaluation: Evaluation, images: Path | None, strip
         page.picture(
             picture,
             f"{name} of {case}: outlines of reference and prediction on {on}; {', '.join(planes)}. {said}",
-            said + (f" The CT is not shown: {word}." if word else ""),
+            said
+            + (f" The CT is not shown: {word}." if word else "")
+            + (" Grey: in both; dark blue: missed; brown: too much." if on == "the masks alone" else ""),
         )
 
 
