@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg.errors import InputError
+from ctseg.errors import InputError, OutputError
 from ctseg.evaluation import Evaluation, Settings, evaluate_folders, evaluate_masks, evaluate_pairs, parse_labels
 
 _EPILOG = """With two folders, masks are paired by the names of their cases: case_1.nii.gz with case_1.nrrd or with the
@@ -85,6 +85,8 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> None:
     from ctseg.comparison import compare, read_baseline
     from ctseg.evaluation_report import write_evaluation
 
+    out = arguments.out or Path("evaluation")
+    _check_out(out, arguments.baseline)
     baseline = read_baseline(arguments.baseline) if arguments.baseline else None
     patients = read_patients(arguments.patients) if arguments.patients else None
     strip = [ending.strip() for ending in arguments.strip.split(",") if ending.strip()]
@@ -99,10 +101,17 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> None:
         result = evaluate_pairs(pair, settings, patients=patients)
     if baseline is not None:
         result.results["comparison"] = compare(result.results, baseline, settings.resamples, settings.seed)
-    out = arguments.out or Path("evaluation")
     _say("writing the report")
     files = write_evaluation(result, out, images=arguments.images, strip=strip)
     print(json.dumps(result.results, indent=2) if arguments.json else summary(result, out, files))
+
+
+def _check_out(out: Path, baseline: Path | None) -> None:
+    """Refuse before the work what would fail, or lose something, after it."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, expected a folder for the report; name another one with --out")
+    if baseline is not None and (out / "evaluation.json").resolve() == baseline.resolve():
+        raise OutputError(f"the baseline {baseline} would be replaced by this run; name another folder with --out")
 
 
 def read_patients(path: Path) -> dict[str, str]:

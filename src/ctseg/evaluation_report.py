@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg.errors import OutputError
 from ctseg.evaluation import Evaluation
 from ctseg.evaluation_html import Page, interval, number, plural
 from ctseg.evaluation_plots import change_plot
@@ -47,8 +46,6 @@ def write_evaluation(
     """
     from ctseg.evaluation_tables import cases_table, slices_table, summary_table
 
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file, expected a folder for the report: name another one")
     results = evaluation.results
     contents = {
         "evaluation.html": html_report(evaluation, images, strip).encode(),

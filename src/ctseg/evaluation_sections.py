@@ -67,6 +67,9 @@ def worst_section(page: Page, evaluation: Evaluation, images: Path | None, strip
             f"HD95 {distance}; prediction {row['predicted_ml']:.1f} ml, "
             f"reference {row['reference_ml']:.1f} ml; in {WHERE[row['found']]}."
         )
+        if case not in evaluation.pairs:  # scored in memory, so there is no file to draw from
+            page.paragraph(said)
+            continue
         try:
             picture, planes, word = case_picture(
                 evaluation.pairs[case], (values["prediction"], values["reference"]), ways.get(case)
