@@ -16,7 +16,8 @@ from helpers_phantoms import f_phantom, oblique_affine, reoriented, write_itk, w
 
 from ctseg.cli import main
 from ctseg.errors import ConfigError, InputError
-from ctseg.evaluation import Settings, evaluate_folders
+from ctseg.evaluation import evaluate_folders
+from ctseg.evaluation_types import Settings
 from ctseg.pairing import find_images, pair_folders
 
 AFFINE = oblique_affine()

@@ -3,63 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import ConfigError, CtsegError, InputError
+from ctseg.evaluation_types import Evaluation, Labels, Settings, SliceRow
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ctseg.volume import Volume
-
-Labels = Mapping[str, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure.
-
-    Attributes:
-        labels: name -> (value in the prediction, value in the reference).
-        beta: of F-beta; 1 weighs precision and recall alike, 2 counts recall more.
-        tolerance_mm: of NSD: how far a surface may be off and still count as met.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
-
-    Raises:
-        ConfigError: when a value cannot work.
-    """
-
-    labels: Labels
-    beta: float = 1.0
-    tolerance_mm: float = 3.0
-    resamples: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, low in (("beta", self.beta, 0), ("tolerance", self.tolerance_mm, 0)):
-            if not low < value < float("inf"):
-                raise ConfigError(f"The {name} {value:g} cannot work: expected a number above 0.")
-        if not 100 <= self.resamples <= 100_000:
-            raise ConfigError(f"{self.resamples} draws of the bootstrap cannot work: expected 100 to 100000.")
-        if not self.labels:
-            raise ConfigError("No label is named: expected at least one, for example liver=1:5.")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A data set scored.
-
-    Attributes:
-        results: what `evaluation.json` holds, as JSON types; see docs/evaluation.md.
-        slices: a row per case, label and slice that has the organ in either mask: case, label, slice from 1, and voxels
-            TP, FP, FN, TN.
-        pairs: case -> (prediction, reference) of the cases that were scored.
-    """
-
-    results: dict[str, Any]
-    slices: list[tuple[str, str, int, int, int, int, int]]
-    pairs: dict[str, tuple[Path, Path]]
 
 
 def evaluate_masks(
@@ -170,26 +123,48 @@ def evaluate_pairs(
     if not cases:
         why = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items())[:3])
         raise InputError(f"not one of {len(left_out)} cases can be scored; {why}")
-    results = _results(cases, left_out, notes, settings, own_patients=patients is not None)
+    results = build_results(cases, left_out, notes, settings, own_patients=patients is not None)
     return Evaluation(results, slices, {case["case"]: pairs[case["case"]] for case in cases})
 
 
 def _score_case(
     case: str, prediction: Path, reference: Path, settings: Settings
-) -> tuple[dict[str, Any], list[tuple[str, str, int, int, int, int, int]], list[str]]:
-    import numpy as np
-
-    from ctseg.pairing import axial_axis, read_pair
-    from ctseg.scoring import score
+) -> tuple[dict[str, Any], list[SliceRow], list[str]]:
+    from ctseg.pairing import read_pair
 
     volume, predicted_map = read_pair(prediction, reference)
-    axis = axial_axis(volume.affine)
+    row, rows = score_maps(case, predicted_map, volume.array, volume.affine, settings)
+    return row, rows, _foreign_values(case, volume, predicted_map, settings.labels)
+
+
+def score_maps(
+    case: str, predicted_map: NDArray[Any], reference_map: NDArray[Any], affine: NDArray[Any], settings: Settings
+) -> tuple[dict[str, Any], list[SliceRow]]:
+    """Score two label maps in memory.
+
+    Args:
+        case: its name, for the rows.
+        predicted_map: (I, J, K) integers.
+        reference_map: (I, J, K) integers on the same grid.
+        affine: (4, 4) of the grid, RAS mm.
+        settings: what to measure and how.
+
+    Returns:
+        A case of `evaluation.json` without its names, and the rows of `Evaluation.slices`.
+    """
+    import numpy as np
+
+    from ctseg.geometry import spacing_of
+    from ctseg.pairing import axial_axis
+    from ctseg.scoring import score
+
+    axis, spacing = axial_axis(affine), spacing_of(affine)
     labels, rows = {}, []
     for name, (predicted, referred) in settings.labels.items():
         labels[name], per_slice = score(
             predicted_map == predicted,
-            volume.array == referred,
-            volume.spacing,
+            reference_map == referred,
+            spacing,
             slice_axis=axis,
             beta=settings.beta,
             tolerance_mm=settings.tolerance_mm,
@@ -197,12 +172,11 @@ def _score_case(
         for index in np.flatnonzero(per_slice[:, :3].any(axis=1)):
             tp, fp, fn, tn = per_slice[index].tolist()
             rows.append((case, name, int(index) + 1, tp, fp, fn, tn))
-    words = _foreign_values(case, volume, predicted_map, settings.labels)
-    shape, spacing = list(volume.shape), [round(length, 6) for length in volume.spacing]
-    return {"shape": shape, "spacing_mm": spacing, "slice_axis": axis, "labels": labels}, rows, words
+    rounded = [round(length, 6) for length in spacing]
+    return {"shape": list(reference_map.shape), "spacing_mm": rounded, "slice_axis": axis, "labels": labels}, rows
 
 
-def _foreign_values(case: str, volume: Volume, predicted_map: Any, labels: Labels) -> list[str]:
+def _foreign_values(case: str, volume: Volume, predicted_map: NDArray[Any], labels: Labels) -> list[str]:
     """A word when a mask holds something, but nothing that was asked for: most often the values are wrong."""
     import numpy as np
 
@@ -211,8 +185,10 @@ def _foreign_values(case: str, volume: Volume, predicted_map: Any, labels: Label
         (predicted_map, {p for p, _ in labels.values()}, "prediction"),
         (volume.array, {r for _, r in labels.values()}, "reference"),
     ):
+        if any((array == value).any() for value in asked):
+            continue
         held = {int(value) for value in np.unique(array)} - {0}
-        if held and not held & asked:
+        if held:
             some = ", ".join(map(str, sorted(held)[:8]))
             words.append(f"The {what} of {case} holds the values {some}, none that --labels asks for: are they right?")
     return words
@@ -226,9 +202,18 @@ def _without_folders(error: CtsegError, paths: Sequence[Path]) -> str:
     return text
 
 
-def _results(
+def build_results(
     cases: list[dict[str, Any]], refused: Mapping[str, str], notes: list[str], settings: Settings, *, own_patients: bool
 ) -> dict[str, Any]:
+    """Return what `evaluation.json` holds, from scored cases.
+
+    Args:
+        cases: rows of `score_maps`, each with `case` and `patient`.
+        refused: case -> why it was left out.
+        notes: sentences for the reader.
+        settings: with which the cases were scored.
+        own_patients: whether the patients are known, or each case stands for one.
+    """
     from ctseg.bootstrap import CONFIDENCE
     from ctseg.comparison import SCHEMA
     from ctseg.report import INTENDED_USE, versions

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import InputError, OutputError
-from ctseg.evaluation import Evaluation, Settings, evaluate_folders, evaluate_masks, evaluate_pairs, parse_labels
+from ctseg.evaluation import evaluate_folders, evaluate_masks, evaluate_pairs, parse_labels
+from ctseg.evaluation_types import Evaluation, Settings
 
 _EPILOG = """With two folders, masks are paired by the names of their cases: case_1.nii.gz with case_1.nrrd or with the
 folder case_1 of a run, which holds mask.nii.gz. What does not fit is named, and the rest is scored.

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg.evaluation import Evaluation
 from ctseg.evaluation_html import Page, interval, number, plural
 from ctseg.evaluation_plots import change_plot
 from ctseg.evaluation_sections import (
@@ -19,6 +18,7 @@ from ctseg.evaluation_sections import (
     volumes_section,
     worst_section,
 )
+from ctseg.evaluation_types import Evaluation
 from ctseg.evaluation_words import NAMES, WHERE
 from ctseg.files import write_beside
 from ctseg.scoring import OVERLAPS, SURFACES

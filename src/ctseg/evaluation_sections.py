@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import CtsegError
-from ctseg.evaluation import Evaluation
 from ctseg.evaluation_html import NO_VALUE, Page, interval, number, plural
 from ctseg.evaluation_plots import FEWEST_FOR_A_BOX, bland_altman, box_plot, volume_plot
+from ctseg.evaluation_types import Evaluation
 from ctseg.evaluation_words import HOW_TO_READ, NAMES, SHORT, WHERE
 from ctseg.scoring import METRICS
 
