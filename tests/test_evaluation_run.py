@@ -20,7 +20,9 @@ def pair(patient: str, file: str, height: int) -> tuple[MetaTensor, MetaTensor]:
     maps = np.zeros((2, 1, 10, 12, 8), np.float32)
     maps[0, 0, 2:6, 2:7, 1 : 1 + height], maps[1, 0, 2:6, 2:7, 1:7] = 1, 1
     meta = {"patient": patient, "filename_or_obj": file}
-    one, other = (MetaTensor(torch.from_numpy(m), affine=torch.from_numpy(oblique_affine()), meta=meta) for m in maps)
+    one, other = (
+        MetaTensor(torch.from_numpy(m), affine=torch.from_numpy(oblique_affine()), meta=dict(meta)) for m in maps
+    )
     return one, other
 
 
