@@ -1,0 +1,168 @@
+"""Masks of two folders brought together by the names of their cases, and one pair read onto one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctseg.cases import case_name, is_volume_path
+from ctseg.errors import GeometryError, InputError
+from ctseg.volume import Volume
+
+_MASK_OF_A_RUN = "mask.nii.gz"  # what `ctseg segment -o DIR/<case>` and a bundle's inference write
+
+
+@dataclass
+class Found:
+    """The images of a folder.
+
+    Attributes:
+        paths: case -> file.
+        doubled: case -> the names of the files that claim it.
+    """
+
+    paths: dict[str, Path] = field(default_factory=dict)
+    doubled: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What fits together by name, and what does not.
+
+    Attributes:
+        pairs: case -> (prediction, reference), in the order of the names.
+        refused: case -> why it cannot be scored.
+    """
+
+    pairs: dict[str, tuple[Path, Path]]
+    refused: dict[str, str]
+
+
+def find_images(folder: str | Path, strip: Sequence[str] = ()) -> Found:
+    """Find the images of a folder by case: each volume file, and each sub-folder that holds a `mask.nii.gz`.
+
+    Args:
+        folder: where; hidden files and other files are passed over.
+        strip: endings to leave off the names of cases, such as "_seg" or "_0000".
+
+    Raises:
+        InputError: when there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; name one with a mask for each case")
+    claims: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        path = entry / _MASK_OF_A_RUN if entry.is_dir() else entry
+        if is_volume_path(path):
+            claims.setdefault(_case(entry, strip), []).append(path)
+    single = {case: paths[0] for case, paths in claims.items() if len(paths) == 1}
+    doubled = {case: [p.relative_to(folder).as_posix() for p in paths] for case, paths in claims.items()}
+    return Found(single, {case: names for case, names in doubled.items() if len(names) > 1})
+
+
+def _case(entry: Path, strip: Sequence[str]) -> str:
+    name = entry.name if entry.is_dir() else case_name(entry)
+    for ending in strip:
+        if ending and name.endswith(ending) and name != ending:
+            return name[: -len(ending)]
+    return name
+
+
+def pair_folders(prediction: str | Path, reference: str | Path, strip: Sequence[str] = ()) -> Pairs:
+    """Pair the masks of two folders by the names of their cases, never by position.
+
+    Raises:
+        InputError: when a folder is missing or holds no mask, or no name is in both.
+    """
+    one, other = find_images(prediction, strip), find_images(reference, strip)
+    for found, folder, what in ((one, prediction, "prediction"), (other, reference, "reference")):
+        if not found.paths and not found.doubled:
+            raise InputError(
+                f"there is no mask in {folder}; expected files such as case_1.nii.gz, or folders such as "
+                f"case_1/{_MASK_OF_A_RUN}: name the folder of the {what}s"
+            )
+    refused: dict[str, str] = {}
+    for found, what in ((one, "prediction"), (other, "reference")):
+        for case, names in found.doubled.items():
+            refused[case] = f"more than one {what} has this name: {', '.join(names)}; keep one"
+    known = set(one.paths) | set(other.paths)
+    for case in sorted(known - set(refused)):
+        if case not in one.paths:
+            refused[case] = "there is a reference, but no prediction of this name"
+        elif case not in other.paths:
+            refused[case] = "there is a prediction, but no reference of this name"
+    pairs = {case: (one.paths[case], other.paths[case]) for case in sorted(known - set(refused))}
+    if not pairs:
+        examples = [", ".join(sorted({*found.paths, *found.doubled})[:3]) for found in (one, other)]
+        raise InputError(
+            f"no case has both a prediction and a reference: the predictions are called {examples[0]} and the "
+            f"references {examples[1]}; give both the same names, or leave an ending off with --strip _seg"
+        )
+    return Pairs(pairs, dict(sorted(refused.items())))
+
+
+def read_pair(prediction: str | Path, reference: str | Path) -> tuple[Volume, NDArray[Any]]:
+    """Read two label maps of one image.
+
+    A prediction whose axes are stored in another order or direction than the reference's is turned to it, which moves
+    voxels but changes none.
+
+    Returns:
+        The reference, and the prediction's label map on the reference's grid (I, J, K).
+
+    Raises:
+        InputError: when a file cannot be read, or is no label map.
+        GeometryError: when the two do not lie on one grid.
+    """
+    from ctseg.reading import read_volume
+
+    one, other = (read_volume(path, modality="label") for path in (prediction, reference))
+    for volume in (one, other):
+        if volume.array.dtype.kind == "f" and not np.array_equal(volume.array, np.rint(volume.array)):
+            raise InputError(
+                f"{volume.source} holds values that are no whole numbers, up to {float(volume.array.max()):g}: "
+                "expected a label map with a whole number for each organ; write the mask, not the probability"
+            )
+    return other, on_grid_of(one, other)
+
+
+def on_grid_of(volume: Volume, like: Volume) -> NDArray[Any]:
+    """Return a volume's array in the order of axes of another one on the same grid.
+
+    Raises:
+        GeometryError: when the two do not lie on one grid.
+    """
+    import nibabel as nib
+
+    here, there = (nib.orientations.io_orientation(each.affine) for each in (volume, like))
+    turn = nib.orientations.ornt_transform(here, there)
+    array = nib.orientations.apply_orientation(volume.array, turn)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.shape)
+    if array.shape != like.shape or not np.allclose(affine, like.affine, atol=1e-3):
+        raise GeometryError(
+            f"{volume.source} of grid {_grid(volume)} does not lie on the grid {_grid(like)} of {like.source}: "
+            "expected the same size, spacing, direction and origin; compare masks of the same image."
+        )
+    return np.asarray(array)
+
+
+def _grid(volume: Volume) -> str:
+    size = "x".join(map(str, volume.shape))
+    spacing = "x".join(f"{length:.4g}" for length in volume.spacing)
+    origin = ", ".join(f"{length:.1f}" for length in volume.affine[:3, 3])
+    return f"{size} at {spacing} mm from ({origin})"
+
+
+def axial_axis(affine: NDArray[Any]) -> int:
+    """Return the index axis that runs nearest to feet and head: the one that axial slices are counted along."""
+    import nibabel as nib
+
+    return int(np.flatnonzero(nib.orientations.io_orientation(affine)[:, 0] == 2)[0])
