@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Measured:
     notes: tuple[str, ...]
 
 
-def read_pair(candidate: Candidate, item: Mapping[Hashable, Any], modality: str, codes: Mapping[str, int]) -> Pair:
+def read_pair(candidate: Candidate, item: Mapping[Any, Any], modality: str, codes: Mapping[str, int]) -> Pair:
     """Read an image and its label and put them side by side, as training would.
 
     Args:

@@ -167,7 +167,7 @@ def _say(text: str) -> None:
 
 def _told(report: dict[str, Any]) -> str:
     lines = [f"saw {report['saw']}", ""]
-    names = [name for name, number in report["cases_with"].items() if number][:8]
+    names = report["structures"]
     rows = [("split", "patients", "cases", *(f"voxels of {name}" for name in names))]
     for split, sums in report["splits"].items():
         counts = (f"{sums['voxels'][name]:,}" for name in names)

@@ -66,6 +66,7 @@ def summarise(prepared: Prepared, bundle: BundleInfo, source: Path) -> dict[str,
         "kind": prepared.collection.kind,
         "saw": prepared.collection.saw,
         "task": bundle.name,
+        "structures": drawn_structures(prepared, bundle),
         "splits": splits,
         "cases_with": {name: sum(case.measured.voxels.get(name, 0) > 0 for case in prepared.taken) for name in names},
         "notes": list(prepared.notes),
@@ -77,6 +78,11 @@ def summarise(prepared: Prepared, bundle: BundleInfo, source: Path) -> dict[str,
 def structures(prepared: Prepared) -> list[str]:
     """Return the structures that the label values stand for, in order."""
     return list(dict.fromkeys(name for case in prepared.taken for name in case.measured.voxels))
+
+
+def drawn_structures(prepared: Prepared, bundle: BundleInfo) -> list[str]:
+    """Return the ones the task is about, and those that were asked for beside them."""
+    return [name for name in structures(prepared) if name in bundle.labels or name in prepared.asked]
 
 
 def write_report(report: Mapping[str, Any], out: Path) -> list[Path]:
@@ -110,7 +116,7 @@ def write_samples(prepared: Prepared, bundle: BundleInfo, report: Mapping[str, A
         path: where to.
         number: of pictures at most.
     """
-    names = [name for name in structures(prepared) if name in bundle.labels or name in prepared.codes]
+    names = drawn_structures(prepared, bundle)
     colors = {name: bundle.colors.get(name, COLORS[i % len(COLORS)]) for i, name in enumerate(names)}
     window = SOFT_TISSUE if bundle.modality.upper() == "CT" else None
     chosen = choose_samples([_of(case.measured.voxels, names) for case in prepared.taken], number)

@@ -48,6 +48,7 @@ class Prepared:
     Attributes:
         collection: as listed.
         codes: structure -> value of the label maps made here; empty where none was made.
+        asked: structures that the user named.
         taken: the cases of the datalist.
         refused: the others, with the reason.
         notes: sentences for the user.
@@ -55,6 +56,7 @@ class Prepared:
 
     collection: Collection
     codes: dict[str, int]
+    asked: frozenset[str]
     taken: tuple[Taken, ...]
     refused: tuple[Refusal, ...]
     notes: tuple[str, ...]
@@ -106,7 +108,9 @@ def prepare(
     taken = tuple(_assigned(checker.taken, ledger, given))
     if taken:
         write_cases(request.out, [*earlier.values(), *(case.item for case in taken)])
-    return Prepared(collection, codes, taken, tuple(sorted(refused, key=lambda r: r.case_id)), tuple(notes))
+    asked = frozenset([*request.values.values(), *request.structures])
+    refused.sort(key=lambda refusal: refusal.case_id)
+    return Prepared(collection, codes, asked, taken, tuple(refused), tuple(notes))
 
 
 class _Checker:
