@@ -277,3 +277,20 @@ def test_page_of_samples_is_self_contained(tmp_path: Path, task: str) -> None:
     assert "4.5" not in page.split("liver ")[-1][:3]
     millilitres = LIVER * 1.0 * 1.25 * 2.5 / 1000
     assert f"liver {millilitres:.1f} ml" in page
+
+
+def test_given_split_is_frozen_and_names_everyone(
+    tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, data = write_pairs(tmp_path / "source", 4), tmp_path / "data"
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": [0, 1], "test": [2]}))
+    options = ("--label", "liver=1", "--patient", r"^(p\d)", "--split", str(split))
+    report = prepared(source, data, task, *options)
+    assert {case["patient"]: case["split"] for case in report["cases"]} == {"p0": "train", "p1": "train", "p2": "test"}
+    assert [row["case_id"] for row in report["refused"]] == ["p3_a"]
+    split.write_text(json.dumps({"train": [0, 2]}))
+    before = (data / "split.csv").read_text()
+    assert main(["prepare", str(source), "-o", str(data), "--task", task, "--replace", *options]) == 2
+    assert "never changes side" in capsys.readouterr().err
+    assert (data / "split.csv").read_text() == before

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import __version__, evaluation, preparecommand
+from ctseg import __version__, evaluation, importing, preparecommand
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.outputs import KINDS, check_folder, file_names, write_outputs
 from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.set_defaults(run=_tasks)
     evaluation.add_command(commands)
     preparecommand.add_command(commands)
+    importing.add_command(commands)
     return parser
 
 
