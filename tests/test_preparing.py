@@ -208,6 +208,7 @@ def test_refusals_before_the_first_image(tmp_path: Path, task: str, capsys: pyte
         ([str(tmp_path / "empty")], "layout of"),
         ([str(source)], "which label value is liver"),
         ([str(source), "--label", "liver=0"], "whole number from 1"),
+        ([str(source), "--label", "liver=1", "--label", "spleen"], "write --label spleen=VALUE"),
         ([str(source), "--label", "liver=1", "--label", "spleen=1"], "two names"),
         ([str(source), "--label", "liver=1", "--orientation", "array:LR"], "no orientation"),
     ):

@@ -64,11 +64,14 @@ def codes_of(collection: Collection, bundle: BundleInfo, more: Sequence[str]) ->
     return codes
 
 
-def check_values(collection: Collection, values: Mapping[int, str], bundle: BundleInfo) -> None:
+def check_values(
+    collection: Collection, values: Mapping[int, str], bundle: BundleInfo, more: Sequence[str] = ()
+) -> None:
     """Refuse a collection whose label maps cannot tell all of the task's structures.
 
     Raises:
-        ConfigError: a structure of the task has no value; it would be learnt as background.
+        ConfigError: a structure of the task has no value (it would be learnt as background), or one that was asked for
+            beside the task's has neither a value nor a mask of its own.
     """
     maps = [candidate for candidate in collection.candidates if isinstance(candidate.label, Path)]
     missing = [name for name in bundle.labels if name not in values.values()]
@@ -78,6 +81,9 @@ def check_values(collection: Collection, values: Mapping[int, str], bundle: Bund
             f"nothing says which label value is {', '.join(missing)} of {bundle.name} "
             f"(known: {known or 'none'}): say it with --label {missing[0]}=VALUE"
         )
+    vain = [name for name in more if name not in values.values()]
+    if vain and len(maps) == len(collection.candidates):
+        raise ConfigError(f"--label {vain[0]} names no value, which a label map needs: write --label {vain[0]}=VALUE")
 
 
 def slice_keys(collection: Collection, request: Request) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def prepare(
     say(f"found {collection.saw}")
     codes = codes_of(collection, bundle, request.structures)
     values = {**collection.values, **request.values}
-    check_values(collection, values, bundle)
+    check_values(collection, values, bundle, request.structures)
     keys = slice_keys(collection, request)
     named, refused = with_patients(collection.candidates, request.patient)
     ledger = Ledger(request.out / LEDGER)
@@ -136,6 +136,8 @@ class _Checker:
     def check(self, candidate: Candidate, patient: str) -> None:
         try:
             self.taken.append(self._checked(candidate, patient))
+        except OutputError:  # no case's fault: the disk is full or the folder read-only
+            raise
         except (CtsegError, OSError, ValueError, MemoryError) as error:
             self.refused.append(Refusal(candidate.case_id, " ".join(str(error).split()) or type(error).__name__))
 

@@ -33,7 +33,7 @@ def list_cases(source: Path, layout: Layout) -> Collection:
     candidates, refused = [], []
     subjects = {*find_subjects(source), *(path.parent for name in IMAGES for path in source.glob(f"*/{name}"))}
     for folder in sorted(subjects):
-        case_id, image = folder.resolve().name, _first(folder, IMAGES)
+        case_id, image = folder.name or folder.resolve().name, _first(folder, IMAGES)
         combined = _label_map(folder)
         if combined is not None:
             candidates.append(Candidate(case_id, image or folder, combined))
