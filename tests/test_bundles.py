@@ -82,7 +82,7 @@ def test_has_what_the_model_zoo_wants(bundle: BundleInfo) -> None:
 
 
 def test_check_properties(bundle: BundleInfo, f_study: Path, tiny_dataset: Path) -> None:
-    data = {"dataset_dir": str(tiny_dataset), "datalist": datalist_for(bundle, tiny_dataset), "cache_rate": 0.0}
+    data = {"dataset_dir": str(tiny_dataset), "datalist": datalist_for(bundle, tiny_dataset), "num_workers": 0}
     for name, overrides in {"inference": {"image": str(f_study)}, "train": data}.items():
         flow = workflow(bundle, name, device="cpu", **overrides)
         flow.initialize()

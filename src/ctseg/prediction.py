@@ -70,7 +70,7 @@ class Predictor:
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         self._preprocessing = self._part(parser, "preprocessing")
-        self._postprocessing = self._part(parser, "postprocessing")
+        self._postprocessing = _without_saving(self._part(parser, "postprocessing"))
         self._inferer = self._part(parser, "inferer")
         self._network = self._part(parser, "network").eval()
         load_weights(self._network, weights)
@@ -132,6 +132,15 @@ class Predictor:
                 "inference.json must name importable classes and known values; "
                 "make it again with scripts/build_bundles."
             ) from error
+
+
+def _without_saving(steps: Any) -> Any:
+    """The steps of a pipeline without the one that writes files: a `Predictor`'s caller decides what is written."""
+    from monai.transforms import Compose
+
+    from ctseg.transforms import SaveMaskd
+
+    return Compose([step for step in steps.transforms if not isinstance(step, SaveMaskd)])
 
 
 @contextmanager
