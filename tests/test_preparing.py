@@ -295,3 +295,19 @@ def test_given_split_is_frozen_and_names_everyone(
     assert main(["prepare", str(source), "-o", str(data), "--task", task, "--replace", *options]) == 2
     assert "never changes side" in capsys.readouterr().err
     assert (data / "split.csv").read_text() == before
+
+
+def test_training_reads_what_was_prepared(tmp_path: Path, task: str) -> None:
+    """The transforms that every bundle begins with find the voxels that the report counted."""
+    from ctseg.transforms import LoadLabeld, LoadVolumed
+
+    table = write_slices(tmp_path / "slices", 2)
+    options = ("--label", "liver=36", "--slice-spacing", "1", "1.25", "2.5", "--orientation", "array")
+    prepared(table, tmp_path / "data", task, *options)
+    prepared(write_totalsegmentator(tmp_path / "ts", 1), tmp_path / "data", task, "--add")
+    counted = {}
+    for case in read_cases(tmp_path / "data"):
+        item = LoadLabeld("label", labels=["liver"])(LoadVolumed("image")(case))
+        assert item["image"].shape == item["label"].shape
+        counted[case["case_id"]] = int((item["label"] == 1).sum())
+    assert counted == {"ct0_3": 12, "ct1_3": 0, "s0000": LIVER}
