@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip")
-SLICE_ENDINGS = (".png",)
+SLICE_ENDINGS = (".png", ".npy")
 
 
 def is_volume_path(path: Path) -> bool:

@@ -13,14 +13,18 @@ stands in the ledger beside it, `split.csv` (`ctseg.ledger`). No key may begin w
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctseg.cases import is_volume_path
 from ctseg.errors import CtsegError, InputError
+from ctseg.files import write_beside
 from ctseg.ledger import Ledger
 
+DATALIST = "datalist.json"
 LEDGER = "split.csv"
+_OF_A_CASE = ("case_id", "patient", "image", "label")
 
 
 def read_cases(dataset_dir: str | Path, datalist: str = "datalist.json") -> list[dict[str, Any]]:
@@ -50,6 +54,36 @@ def read_cases(dataset_dir: str | Path, datalist: str = "datalist.json") -> list
         case["patient"] = str(case["patient"])
         case["image"], case["label"] = (str(folder / case[key]) for key in ("image", "label"))
     return cases
+
+
+def write_cases(dataset_dir: str | Path, cases: Sequence[Mapping[str, Any]]) -> Path:
+    """Write a datalist in order of case name; what is the same for all cases stands once, above them.
+
+    Args:
+        dataset_dir: the data folder.
+        cases: at least one, as `read_cases` returns them. Paths inside the data folder are written relative to it, so
+            that it can be moved; others are absolute.
+
+    Raises:
+        OutputError: when it cannot be written.
+    """
+    home = Path(dataset_dir).resolve()
+    items = [{**case, **{key: _portable(Path(case[key]), home) for key in ("image", "label")}} for case in cases]
+    items.sort(key=lambda item: str(item["case_id"]))
+    first = items[0]
+    common = [
+        key for key in first if key not in _OF_A_CASE and all(key in item and item[key] == first[key] for item in items)
+    ]
+    rest = [{key: value for key, value in item.items() if key not in common} for item in items]
+    content = {**{key: first[key] for key in common}, "cases": rest}
+    path = Path(dataset_dir) / DATALIST
+    write_beside(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def _portable(path: Path, home: Path) -> str:
+    path = path.resolve()
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 
 def cases_of(split: str, dataset_dir: str | Path, datalist: str = "datalist.json") -> list[dict[str, Any]]:

@@ -11,11 +11,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from ctseg.errors import ConfigError, GeometryError
-from ctseg.transforms.loading import to_tensor, volume_of
-
-# Voxels of image and label may differ by header noise; more than this fraction of a voxel is another grid.
-GRID_TOLERANCE = 0.05
+from ctseg.errors import ConfigError
+from ctseg.items import check_same_grid, volume_of
+from ctseg.transforms.loading import to_tensor
 
 
 class LoadLabeld(MapTransform):
@@ -57,7 +55,9 @@ class LoadLabeld(MapTransform):
                 classes[volume.array == value] = index
             label.set_array(torch.from_numpy(classes)[None])
             if self.image_key in item:
-                _check_same_grid(item[self.image_key], label)
+                image = item[self.image_key]
+                place, own = (np.asarray(one.affine, dtype=np.float64) for one in (image, label))
+                check_same_grid(image.shape[1:], place, label.shape[1:], own, str(label.meta["filename_or_obj"]))
             item[key] = label
         return item
 
@@ -71,26 +71,6 @@ class LoadLabeld(MapTransform):
                 f"{', '.join(self.labels)}: correct mask_values in the datalist."
             )
         return table
-
-
-def _check_same_grid(image: MetaTensor, label: MetaTensor) -> None:
-    name = label.meta["filename_or_obj"]
-    if image.shape[1:] != label.shape[1:]:
-        raise GeometryError(
-            f"The label {name} has the grid {tuple(label.shape[1:])}, its image has {tuple(image.shape[1:])}: "
-            "expected the same grid; export the label again on its image's grid."
-        )
-    shape = np.asarray(image.shape[1:])
-    corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape], indexing="ij")).reshape(3, -1)
-    corners = np.vstack([corners, np.ones(corners.shape[1])])
-    apart = np.asarray(label.affine, dtype=np.float64) @ corners - np.asarray(image.affine, dtype=np.float64) @ corners
-    spacing = np.sqrt((np.asarray(image.affine)[:3, :3] ** 2).sum(axis=0)).min()
-    worst = float(np.sqrt((apart[:3] ** 2).sum(axis=0)).max())
-    if worst > GRID_TOLERANCE * spacing:
-        raise GeometryError(
-            f"The label {name} lies {worst:.2f} mm away from its image's grid: "
-            "expected the same origin, spacing and direction; export the label again on its image's grid."
-        )
 
 
 class ToLabelMapd(MapTransform):

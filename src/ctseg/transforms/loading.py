@@ -12,17 +12,16 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from ctseg.cases import SLICE_ENDINGS, case_name
-from ctseg.errors import InputError
-from ctseg.slices import read_slice
+from ctseg.cases import case_name
+from ctseg.items import volume_of
 from ctseg.volume import Volume
 
 
 class LoadVolumed(MapTransform):
     """Read an image of any supported format as a channel-first `MetaTensor` with a clean place in RAS.
 
-    The item may hold a path (NIfTI, NRRD, MetaImage, DICOM folder or zip, PNG slice) or a `Volume` read already. A PNG
-    needs `slice_spacing` in the item: mm between columns, rows, and the thickness.
+    The item may hold a path (NIfTI, NRRD, MetaImage, DICOM folder or zip, PNG or .npy slice) or a `Volume` read
+    already. A slice needs `slice_spacing` in the item, an .npy its `slice_orientation` too (`ctseg.items.volume_of`).
 
     The result is float32 or int16 of shape (1, I, J, K). Its meta keeps what the way back needs, in types that survive
     collation: `original_affine` (cleaned) and `spatial_shape` of the source grid, `source_affine` (exact), `header`
@@ -46,23 +45,6 @@ class LoadVolumed(MapTransform):
         for key in self.key_iterator(item):
             item[key] = to_tensor(volume_of(item[key], item, self.modality), patient=item.get("patient"))
         return item
-
-
-def volume_of(source: Any, item: Mapping[Hashable, Any], modality: str) -> Volume:
-    """Return the volume that an item holds or names; see `LoadVolumed`."""
-    if isinstance(source, Volume):
-        return source
-    if str(source).lower().endswith(SLICE_ENDINGS):
-        spacing = item.get("slice_spacing")
-        if spacing is None:
-            raise InputError(
-                f"{source} is a PNG slice and its item names no slice_spacing: "
-                'add "slice_spacing": [column mm, row mm, thickness mm] to the case in the datalist.'
-            )
-        return read_slice(source, tuple(float(s) for s in spacing))  # type: ignore[arg-type]
-    from ctseg.reading import read_volume
-
-    return read_volume(source, modality=modality)
 
 
 def to_tensor(volume: Volume, patient: str | None = None) -> MetaTensor:

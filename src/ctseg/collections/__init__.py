@@ -1,0 +1,12 @@
+"""Collections of images with labels, as others lay them out on disk, told apart and listed case by case.
+
+Each module of this package knows one layout. It reads names and tables, never an image: whether a pair fits is judged
+later, case by case (`ctseg.pairchecks`), so that one bad case does not hide the next.
+"""
+
+from __future__ import annotations
+
+from ctseg.collections.detecting import KINDS, find_collection
+from ctseg.collections.listing import Candidate, Collection, Layout, Refusal
+
+__all__ = ["KINDS", "Candidate", "Collection", "Layout", "Refusal", "find_collection"]

@@ -1,0 +1,187 @@
+"""`ctseg prepare` on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ctseg.errors import ConfigError, InputError
+from ctseg.registry import get_bundle
+
+_KINDS = ("auto", "totalsegmentator", "msd", "nnunet", "pairs", "slices")
+_SHOWN = 20  # refusals on the terminal; all of them stand in the report
+
+_EPILOG = """what is understood:
+  totalsegmentator  s0001/ct.nii.gz with segmentations/<structure>.nii.gz, or one label map beside it
+  msd               Medical Segmentation Decathlon: dataset.json that lists its pairs
+  nnunet            nnU-Net raw: dataset.json, imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
+  pairs             images/ and labels/ (or masks/), matched by name
+  slices            a CSV with a row for each .npy slice: case, image, mask, 0/1 for each structure
+
+what is written into DATA:
+  datalist.json          the cases, for training; images are never copied
+  split.csv              the ledger: who trains, validates, tests; drawn or taken over once, then never changed
+  prepare-report.json    voxels for each class and case, and every refusal with its reason; .csv too
+  samples.html           look at it: pictures with the masks drawn
+  labels/                only where masks of single structures had to be joined
+
+examples:
+  ctseg prepare Totalsegmentator_dataset_v201 -o DATA --task liver_ct_segmentation
+  ctseg prepare Task03_Liver -o DATA --task liver_ct_segmentation --label liver=2
+  ctseg prepare my_cts -o DATA --task liver_ct_segmentation --label liver=255 --patient '^(P\\d+)_'
+  ctseg prepare slices.csv -o DATA --task liver_ct_segmentation --label liver=36 --ignore-other-labels \\
+      --orientation array --slice-spacing 0.8 0.8 2.5 --split split.json"""
+
+
+def add_command(commands: Any) -> None:
+    """Add `ctseg prepare` to the command line."""
+    command = commands.add_parser(
+        "prepare",
+        help="turn a collection of images and labels into a data folder for training",
+        description="Check every pair of a collection and write a datalist with a split by patient.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("source", type=Path, metavar="SOURCE", help="folder of the collection, or a slice table")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="DATA", help="data folder to write")
+    command.add_argument("--task", required=True, metavar="NAME", help="bundle that will be trained (ctseg tasks)")
+    command.add_argument("--kind", choices=_KINDS, default="auto", help="layout of SOURCE (default: auto)")
+    command.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what a value in the label files means; again for more; NAME alone: one more mask to join",
+    )
+    command.add_argument(
+        "--ignore-other-labels", action="store_true", help="values without a name are background, not a refusal"
+    )
+    command.add_argument("--patient", metavar="REGEX", help="its one group is the patient in a case's name")
+    command.add_argument("--split", type=Path, metavar="FILE", help="take over a split: JSON, YAML or CSV")
+    command.add_argument("--fold", type=int, default=0, metavar="N", help="fold of splits_final.json (default: 0)")
+    command.add_argument(
+        "--orientation", metavar="HOW", help=".npy slices: radiological, array, or array:XY (axes towards X and Y)"
+    )
+    command.add_argument(
+        "--slice-spacing", type=float, nargs=3, metavar=("X", "Y", "THICK"), help="mm of PNG and .npy slices"
+    )
+    command.add_argument(
+        "--column", action="append", default=[], metavar="MEANING=NAME", help="column of a slice table, e.g. case=CT"
+    )
+    command.add_argument(
+        "--flags",
+        choices=("check", "masks"),
+        default="check",
+        help="presence flags of a slice table: check them against the masks, or make them from the masks",
+    )
+    command.add_argument("--samples", type=int, default=24, metavar="N", help="pictures on the page (default: 24)")
+    existing = command.add_mutually_exclusive_group()
+    existing.add_argument("--add", action="store_true", help="keep the cases of a datalist in DATA, add these")
+    existing.add_argument("--replace", action="store_true", help="make a datalist in DATA anew; the ledger stays")
+    command.set_defaults(run=_run)
+
+
+def parse_values(texts: Sequence[str]) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Split "liver=36" and "liver" into value -> structure and further structures.
+
+    Raises:
+        ConfigError: when a value is no whole number from 1, or has two names.
+    """
+    values: dict[int, str] = {}
+    names = []
+    for text in texts:
+        name, given, value = text.partition("=")
+        name = name.strip()
+        if not name or (given and not (value.strip().isdigit() and int(value) > 0)):
+            raise ConfigError(f"--label {text!r} cannot be understood: expected NAME=VALUE with a whole number from 1")
+        if not given:
+            names.append(name)
+        elif values.setdefault(int(value), name) != name:
+            raise ConfigError(f"--label gives the value {value} two names, {values[int(value)]} and {name}")
+    return values, tuple(names)
+
+
+def _columns(texts: Sequence[str]) -> dict[str, str]:
+    columns = {}
+    for text in texts:
+        meaning, given, column = text.partition("=")
+        if not (meaning and given and column):
+            raise ConfigError(f"--column {text!r} cannot be understood: expected MEANING=NAME, for example case=CT")
+        columns[meaning.strip()] = column.strip()
+    return columns
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    bundle = get_bundle(arguments.task)
+    values, structures = parse_values(arguments.label)
+    columns = _columns(arguments.column)
+    spacing = arguments.slice_spacing
+    if spacing is not None and not all(0 < mm < 1000 for mm in spacing):
+        raise ConfigError(f"--slice-spacing {' '.join(map(str, spacing))}: expected three sizes above 0 mm")
+    if arguments.orientation is not None:
+        from ctseg.slices import axes_of
+
+        axes_of(arguments.orientation)
+
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    from ctseg.prepareplan import Request
+    from ctseg.preparereport import SAMPLES, summarise, write_report, write_samples
+    from ctseg.preparing import prepare
+
+    request = Request(
+        source=arguments.source,
+        out=arguments.out,
+        kind=arguments.kind,
+        values=values,
+        structures=structures,
+        patient=arguments.patient,
+        split=arguments.split,
+        fold=arguments.fold,
+        slice_spacing=None if spacing is None else (spacing[0], spacing[1], spacing[2]),
+        orientation=arguments.orientation,
+        columns=columns,
+        flags=arguments.flags,
+        other_labels=arguments.ignore_other_labels,
+        existing="add" if arguments.add else "replace" if arguments.replace else "refuse",
+    )
+    prepared = prepare(request, bundle, _say, lambda cases: tqdm(cases, unit="case", disable=None))
+    report = summarise(prepared, bundle, arguments.source)
+    files = write_report(report, arguments.out)
+    if prepared.taken:
+        _say("drawing samples")
+        write_samples(prepared, bundle, report, arguments.out / SAMPLES, max(1, arguments.samples))
+    print(_told(report))
+    if not prepared.taken:
+        raise InputError(f"no case could be taken, {len(prepared.refused)} were refused; the reasons are in {files[1]}")
+    print(f"{arguments.out}: datalist.json  split.csv  {files[0].name}  {files[1].name}  {SAMPLES}")
+    print(f"look at {arguments.out / SAMPLES} before training")
+
+
+def _say(text: str) -> None:
+    print(f"ctseg: {text}", file=sys.stderr)
+
+
+def _told(report: dict[str, Any]) -> str:
+    lines = [f"saw {report['saw']}", ""]
+    names = report["structures"]
+    rows = [("split", "patients", "cases", *(f"voxels of {name}" for name in names))]
+    for split, sums in report["splits"].items():
+        counts = (f"{sums['voxels'][name]:,}" for name in names)
+        rows.append((split, str(sums["patients"]), str(sums["cases"]), *counts))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        lines.append("  ".join(f"{text:>{width}}" for text, width in zip(row, widths, strict=True)))
+    empty = [split for split, sums in report["splits"].items() if not sums["patients"]]
+    lines += ["", *(f"note: {note}" for note in report["notes"])]
+    if empty and report["cases"]:
+        lines.append(f"note: nobody is in {', '.join(empty)}")
+    refused = report["refused"]
+    lines.append(f"{len(report['cases'])} cases taken, {len(refused)} refused")
+    lines += [f"  {refusal['case_id']}: {refusal['reason']}" for refusal in refused[:_SHOWN]]
+    if len(refused) > _SHOWN:
+        lines.append(f"  ... and {len(refused) - _SHOWN} more, in the report")
+    return "\n".join(lines)
