@@ -1,8 +1,17 @@
 """Transforms that MONAI does not have: reading into a true place, labels by name, and the way back to the source."""
 
+from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
 from ctseg.transforms.pieces import RemoveSmallPiecesd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 
-__all__ = ["LoadLabeld", "LoadVolumed", "RemoveSmallPiecesd", "RestoreGridd", "SaveMaskd", "ToLabelMapd"]
+__all__ = [
+    "KeepLargestCored",
+    "LoadLabeld",
+    "LoadVolumed",
+    "RemoveSmallPiecesd",
+    "RestoreGridd",
+    "SaveMaskd",
+    "ToLabelMapd",
+]
