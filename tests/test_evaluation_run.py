@@ -31,13 +31,13 @@ def test_scores_and_report_of_a_run(tmp_path: Path) -> None:
     metric.update([pair("p", "p/mask.nii.gz", 6), pair("q", "q/mask.nii.gz", 3)])
     metric.update([pair("q", "q/mask.nii.gz", 2)])
     assert metric.compute() == pytest.approx((1 + 6 / 9 + 4 / 8) / 3)
-    results = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    results = json.loads((tmp_path / "report" / "evaluation.json").read_text(encoding="utf-8"))
     assert [(c["case"], c["patient"]) for c in results["cases"]] == [("mask", "p"), ("q mask", "q"), ("q mask 2", "q")]
     row = results["cases"][1]["labels"]["liver"]
     assert row["hd_mm"] == pytest.approx(3 * 2.5, rel=1e-5)
     assert row["reference_ml"] == pytest.approx(120 * 1.0 * 1.25 * 2.5 / 1000)
     assert results["summary"]["labels"]["liver"]["macro"]["dice"]["patients"] == 2
-    assert "<figure>" in (tmp_path / "report" / "evaluation.html").read_text()
+    assert "<figure>" in (tmp_path / "report" / "evaluation.html").read_text(encoding="utf-8")
 
 
 def test_reset_forgets_and_nothing_has_no_value() -> None:
