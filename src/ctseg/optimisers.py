@@ -51,7 +51,7 @@ def make_optimiser(
             f"The optimiser {name} has no option {', '.join(unknown)}: expected lr, encoder_lr, "
             f"{', '.join(options_of(kind, ('params', 'lr')))}."
         )
-    rate = {} if lr is None else {"lr": lr}
+    rate: dict[str, Any] = {} if lr is None else {"lr": lr}
     try:
         return kind(_groups(network, encoder_lr), **rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:

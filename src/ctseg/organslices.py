@@ -39,7 +39,7 @@ def chosen(cases: Sequence[dict[str, Any]], labels: Sequence[str], only_with_org
     return kept
 
 
-def _has_organ(case: Mapping[Hashable, Any], labels: Sequence[str]) -> bool:
+def _has_organ(case: dict[Any, Any], labels: Sequence[str]) -> bool:
     array = volume_of(case["label"], case, modality="label").array
     values = case.get("mask_values")
     wanted = range(1, len(labels) + 1) if values is None else [int(v) for v, name in values.items() if name in labels]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ class PrepareBatch:
         self, batchdata: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the batch's image and label."""
-        image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+        batch: Any = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+        image, label = batch
         size = self.size
         if size is None or tuple(size) == tuple(image.shape[2:]):
             return image, label
@@ -172,12 +173,13 @@ class Monitor:
         self.validator = validator
         self.metric = metric
         self.patience = patience
-        self.measure = getattr(lr_scheduler, "measure", None)
+        self.measure: Callable[[float], None] | None = getattr(lr_scheduler, "measure", None)
 
     def attach(self, engine: Engine) -> None:
         """Follow the validator on behalf of `engine`, the trainer."""
-        if self.measure is not None:
-            self.validator.add_event_handler(Events.EPOCH_COMPLETED, lambda found: self.measure(self._value(found)))
+        measure = self.measure
+        if measure is not None:
+            self.validator.add_event_handler(Events.EPOCH_COMPLETED, lambda found: measure(self._value(found)))
         if self.patience is not None:
             EarlyStopHandler(self.patience, self._value, trainer=engine).attach(self.validator)
 
