@@ -7,14 +7,15 @@ rate of its own (`ctseg.optimisers`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ctseg.errors import ConfigError
-from ctseg.sentences import look_up, said_plainly
+from ctseg.sentences import look_up, options_of, said_plainly
 
 FIRST_LAYERS = ("adapt", "repeat")
 _FAMILIES = ("vgg*", "resnet*", "resnext*", "densenet*", "seresnet*", "seresnext*", "efficientnet*", "convnext*")
@@ -56,7 +57,7 @@ def make_segmenter(
     encoder: str,
     in_channels: int = 1,
     classes: int = 1,
-    depth: int = 5,
+    depth: int | None = None,
     decoder_channels: Sequence[int] | None = None,
     encoder_weights: str | None = None,
     first_layer: str = "adapt",
@@ -70,7 +71,7 @@ def make_segmenter(
         encoder: one of segmentation-models-pytorch, for example resnet34, or tu-NAME for any of timm.
         in_channels: channels of the image; other organs' masks count.
         classes: logits.
-        depth: how often the encoder halves its grid.
+        depth: how often the encoder halves its grid; None takes the architecture's usual number.
         decoder_channels: one number for each halving, where the architecture takes them; None takes the usual ones.
         encoder_weights: pretrained weights by name, for example imagenet, fetched from the hub; None for random ones.
         first_layer: what meets the image: "adapt" fits the encoder's first layer to the channels, "repeat" keeps it for
@@ -85,8 +86,17 @@ def make_segmenter(
 
     kind = look_up("architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
     _check_encoder(encoder)
-    if decoder_channels is None and depth != 5 and architecture.lower() in ("unet", "unetplusplus", "manet"):
-        decoder_channels = [256, 128, 64, 32, 16][-depth:]
+    known = options_of(kind, ("encoder_name", "encoder_depth", "encoder_weights", "in_channels", "classes"))
+    unknown = [option for option in options if option not in known]
+    if unknown and not encoder.startswith("tu-"):  # timm's encoders take further ones; the others would swallow them
+        raise ConfigError(
+            f"The network {architecture} has no option {', '.join(unknown)}: expected depth, {', '.join(known)}."
+        )
+    usual = inspect.signature(kind).parameters
+    if depth is None:
+        depth = int(usual["encoder_depth"].default)
+    if decoder_channels is None and depth != 5 and isinstance(_default(usual, "decoder_channels"), tuple):
+        decoder_channels = _default(usual, "decoder_channels")[-depth:]
     if decoder_channels is not None:
         if not isinstance(decoder_channels, int) and len(decoder_channels) != depth:
             raise ConfigError(
@@ -226,6 +236,10 @@ def _build(build: Any, channels: int, what: str, weights: Any) -> nn.Module:
                 "that has one, or train from random weights with encoder_weights null."
             ) from error
         raise ConfigError(f"The {what} cannot be built: {type(error).__name__}: {reason}") from error
+
+
+def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
+    return parameters[name].default if name in parameters else None
 
 
 def _check_encoder(encoder: str) -> None:
