@@ -12,6 +12,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from ctseg.organslices import KeepOrganSlicesd
+from ctseg.training import Monitor
+
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "configs" / "experiments"
 TRAIN = ROOT / "bundles" / "liver_ct_segmentation" / "configs" / "train.json"
@@ -169,20 +172,24 @@ def test_a_liver_experiment_trains_through_its_sizes_in_one_run(tiny_dataset: Pa
     assert (tmp_path / "model.pt").is_file()
 
 
-def test_early_stop_metric_and_slices_with_organ(tiny_dataset: Path, tmp_path: Path) -> None:
-    run = experiment(
-        "unet_resnet18_bce_sgd", tiny_dataset, tmp_path,
-        epochs=9, early_stop=2, only_with_organ=True, optimizer={"_target_": "ctseg.optimisers.make_optimiser",
-        "name": "sgd", "network": "@network", "lr": 0.0},
-    )  # fmt: skip
+def test_the_switches_reach_their_places(tiny_dataset: Path, tmp_path: Path) -> None:
+    run = experiment("unet_resnet18_bce_sgd", tiny_dataset, tmp_path, early_stop=2, only_with_organ=True)
     run.initialize()
-    dataset = run.parser.get_parsed_content("train::dataset")
-    assert all(item["label"].any() for item in dataset), "a slice without the organ was drawn"
-    run.run()
-    # Nothing is learnt at a rate of 0, but the batch norms' statistics: so it stops before the end.
-    assert run.parser.get_parsed_content("train::trainer").state.epoch < 9
-    saver = run.parser["validate"]["handlers"][-1]
-    assert saver["key_metric_name"] == "@monitor" and run.parser["monitor"] == "val_mean_iou"
+    (keep,) = [
+        step for step in run.parser.get_parsed_content("train::dataset").transform.transforms
+        if isinstance(step, KeepOrganSlicesd)
+    ]  # fmt: skip
+    assert keep.enabled
+    (monitor,) = [step for step in run.parser.get_parsed_content("train::handlers") if isinstance(step, Monitor)]
+    assert (monitor.metric, monitor.patience) == ("val_mean_iou", 2)
+    (saver,) = [step for step in run.parser["validate"]["handlers"] if step["_target_"] == "CheckpointSaver"]
+    assert saver["key_metric_name"] == "@monitor"
+
+
+def test_training_and_inference_share_window_spacing_and_size() -> None:
+    train, inference = (json.loads(TRAIN.with_name(f"{name}.json").read_text()) for name in ("train", "inference"))
+    for key in ("window", "spacing", "patch", "divisor", "network_def"):
+        assert train[key] == inference[key]
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,8 @@ class FollowStages:
 
     def __call__(self, engine: Engine) -> None:
         """Tell the epoch."""
-        self.prepare_batch.epoch = engine.state.epoch
+        if isinstance(self.prepare_batch, PrepareBatch):
+            self.prepare_batch.epoch = engine.state.epoch
 
 
 class Monitor:
