@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint
+from ignite.handlers import Checkpoint, EarlyStopping
 from monai.engines import default_prepare_batch
-from monai.handlers import CheckpointSaver, EarlyStopHandler
+from monai.handlers import CheckpointSaver
 from torch.nn.functional import interpolate
 
 from ctseg.errors import ConfigError
@@ -182,7 +182,9 @@ class Monitor:
         if measure is not None:
             self.validator.add_event_handler(Events.EPOCH_COMPLETED, lambda found: measure(self._value(found)))
         if self.patience is not None:
-            EarlyStopHandler(self.patience, self._value, trainer=engine).attach(self.validator)
+            # Ignite's own: MONAI's wrapper of it calls it in a way that it warns of.
+            stop = EarlyStopping(self.patience, self._value, trainer=engine)
+            self.validator.add_event_handler(Events.EPOCH_COMPLETED, stop)
 
     def _value(self, engine: Engine) -> float:
         return float(engine.state.metrics[self.metric])
