@@ -109,7 +109,8 @@ def test_says_what_the_table_says_and_takes_a_step(name: str) -> None:
     assert value.isfinite()
     moved = [not torch.equal(b, p.flatten()[:64]) for b, p in zip(before, network.parameters(), strict=True)]
     learning = [parameter.requires_grad for parameter in network.parameters()]
-    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
+    if "depth" not in parser["network_def"]:  # an encoder cut at depth 4 keeps the rest, unused
+        assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
     # timm starts residual branches at 0, so a good half of a ResNet moves from the second step on only.
     assert moved[-1] and sum(moved) > 0.25 * sum(learning)
     assert not any(m for m, learns in zip(moved, learning, strict=True) if not learns)
