@@ -1,17 +1,22 @@
-"""What a training does before its first step: go on where it was stopped, or start from given weights."""
+"""What a training does beside its steps: go on where it was stopped, change the image size, follow its metric, stop."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint
+from ignite.handlers import Checkpoint, EarlyStopping
+from monai.engines import default_prepare_batch
 from monai.handlers import CheckpointSaver
+from torch.nn.functional import interpolate
 
+from ctseg.errors import ConfigError
+from ctseg.schedules import stages_of
+from ctseg.sentences import said_plainly
 from ctseg.weights import LoadWeights
 
 
@@ -83,3 +88,108 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint of the latest epoch in a folder (`*_epoch=N.pt`), or None."""
     found = [(int(m[1]), path) for path in folder.glob("*_epoch=*.pt") if (m := re.search(r"_epoch=(\d+)", path.name))]
     return max(found)[1] if found else None
+
+
+class PrepareBatch:
+    """Take image and label out of a batch, to the device, and resized to the size of the training's stage.
+
+    Images are interpolated linearly (in 2D with the smoothing that a smaller size needs), labels by the nearest voxel,
+    so that they stay class indices. Validation and inference see images as they are.
+
+    Args:
+        stages: list of {epochs, size, lr}; None leaves every image as it is.
+        epochs: of the whole training.
+    """
+
+    def __init__(self, stages: Sequence[Mapping[str, Any]] | None, epochs: int) -> None:
+        self.stages = said_plainly(stages_of)(stages, epochs)
+        self.epoch = 1
+
+    @property
+    def size(self) -> Sequence[int] | None:
+        """The size of the present epoch; None for that of the images."""
+        left = self.epoch
+        for stage in self.stages:
+            if left <= stage.epochs:
+                return stage.size
+            left -= stage.epochs
+        return self.stages[-1].size
+
+    def __call__(
+        self, batchdata: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the batch's image and label."""
+        batch: Any = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
+        image, label = batch
+        size = self.size
+        if size is None or tuple(size) == tuple(image.shape[2:]):
+            return image, label
+        new = [int(n) for n in size]
+        if image.ndim == 4:
+            image = interpolate(image, new, mode="bilinear", antialias=True)
+        else:
+            image = interpolate(image, new, mode="trilinear")
+        return image, interpolate(label.float(), new, mode="nearest-exact").to(label.dtype)
+
+
+class FollowStages:
+    """Handler that tells a trainer's `PrepareBatch` which epoch it is; another way of preparing is left alone."""
+
+    def __init__(self, prepare_batch: Any) -> None:
+        self.prepare_batch = prepare_batch
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the epochs of `engine`."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Tell the epoch."""
+        if isinstance(self.prepare_batch, PrepareBatch):
+            self.prepare_batch.epoch = engine.state.epoch
+
+
+class Monitor:
+    """Handler of the trainer that follows a metric of the validator: for early stop, and for a schedule like plateau.
+
+    Args:
+        validator: the engine that has the metric.
+        metric: its name.
+        known: the metrics that there are.
+        patience: validations without a better value until training stops; None never stops it.
+        lr_scheduler: told each value when it wants them (`measure`).
+
+    Raises:
+        SystemExit: naming the known ones, when the metric is not among them; a ConfigError outside a run.
+    """
+
+    def __init__(
+        self,
+        validator: Engine,
+        metric: str,
+        known: Sequence[str],
+        patience: int | None = None,
+        lr_scheduler: Any = None,
+    ) -> None:
+        said_plainly(_check_metric)(metric, known)
+        self.validator = validator
+        self.metric = metric
+        self.patience = patience
+        self.measure: Callable[[float], None] | None = getattr(lr_scheduler, "measure", None)
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the validator on behalf of `engine`, the trainer."""
+        measure = self.measure
+        if measure is not None:
+            self.validator.add_event_handler(Events.EPOCH_COMPLETED, lambda found: measure(self._value(found)))
+        if self.patience is not None:
+            # Ignite's own: MONAI's wrapper of it calls it in a way that it warns of.
+            stop = EarlyStopping(self.patience, self._value, trainer=engine)
+            self.validator.add_event_handler(Events.EPOCH_COMPLETED, stop)
+
+    def _value(self, engine: Engine) -> float:
+        return float(engine.state.metrics[self.metric])
+
+
+def _check_metric(metric: str, known: Sequence[str]) -> None:
+    if metric not in known:
+        raise ConfigError(f"The metric {metric!r} is not known: expected one of {', '.join(known)}; correct `monitor`.")
