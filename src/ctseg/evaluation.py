@@ -264,10 +264,3 @@ def parse_labels(text: str) -> dict[str, tuple[int, int]]:
             raise ConfigError(f"The label {name} is named twice: give each name once.")
         labels[name] = (int(predicted), int(referred or predicted))
     return labels
-
-
-def add_command(commands: Any) -> None:
-    """Add `ctseg evaluate` to the command line."""
-    from ctseg.evaluation_command import add_command as add
-
-    add(commands)

@@ -12,6 +12,7 @@ from pathlib import Path
 from ctseg.errors import OutputError
 
 _BLOCK = 1 << 20
+REPORT_SCHEMA = "ctseg-report/1"  # of report.json, raised when a key changes its meaning
 
 
 def file_sha256(path: Path) -> str:

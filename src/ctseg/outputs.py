@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import OutputError
-from ctseg.files import file_sha256
+from ctseg.files import REPORT_SCHEMA, file_sha256
 from ctseg.meshes import FACES, MESH_KINDS, mesh_names, write_meshes
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 KINDS = ("nifti", *MESH_KINDS, "png", "json")
 USUAL_KINDS = ("nifti", "stl", "png", "json")  # what is written when no kinds are named
-SCHEMA = "ctseg-report/1"  # of the report, raised when a key changes its meaning
 MASK, PREVIEW, REPORT = "mask.nii.gz", "preview.png", "report.json"
 
 
@@ -38,7 +37,7 @@ def _own_files(out: Path) -> set[str]:
     """Names of the files in `out` that its report says ctseg wrote, and that have not changed since."""
     try:
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        if report["schema"] != SCHEMA:
+        if report["schema"] != REPORT_SCHEMA:
             return set()
         listed = {str(name): str(entry["sha256"]) for name, entry in report["outputs"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 
 from ctseg import __version__
-from ctseg.files import file_sha256, written_beside
+from ctseg.files import REPORT_SCHEMA, file_sha256, written_beside
 from ctseg.meshes import SPACES
 from ctseg.organs import Organ
-from ctseg.outputs import SCHEMA
 from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
 
@@ -93,7 +92,7 @@ def build_report(
     source = _source(prediction.volume)
     stages = {name: round(float(value), 3) for name, value in seconds.items()}
     return {
-        "schema": SCHEMA,
+        "schema": REPORT_SCHEMA,
         "intended_use": INTENDED_USE,
         "versions": versions(),
         "bundle": _bundle(prediction.bundle),
