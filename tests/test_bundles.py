@@ -82,8 +82,13 @@ def test_has_what_the_model_zoo_wants(bundle: BundleInfo) -> None:
         assert bundle.weights.stat().st_size <= 10 * 2**20
 
 
-def test_check_properties(bundle: BundleInfo, f_study: Path, tiny_dataset: Path) -> None:
-    data = {"dataset_dir": str(tiny_dataset), "datalist": datalist_for(bundle, tiny_dataset), "num_workers": 0}
+def test_check_properties(bundle: BundleInfo, f_study: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    data = {
+        "dataset_dir": str(tiny_dataset),
+        "datalist": datalist_for(bundle, tiny_dataset),
+        "num_workers": 0,
+        "ckpt_dir": str(tmp_path),
+    }
     for name, overrides in {"inference": {"image": str(f_study)}, "train": data}.items():
         if not (bundle.needs_weights or name == "inference"):
             continue
