@@ -31,8 +31,8 @@ def test_two_processes_train_one_network(
     command += ["-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in options.items())]
     environment = {**clean_environment, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    # Seen in a third of the runs at times, never with PYTHONFAULTHANDLER: a process aborts in C++ while it exits, after
-    # the training and its files are complete. What was trained is checked all the same.
+    # A process sometimes aborts in C++, cause unknown (3 of about 20 runs, none with PYTHONFAULTHANDLER); when in the
+    # run was not seen. Only that message is let pass, and what was trained must be there all the same.
     aborted_at_exit = "terminate called without an active exception" in done.stderr
     assert done.returncode == 0 or aborted_at_exit, done.stderr[-12000:]
     assert done.stdout.count("Saved checkpoint at epoch: 1") == 1, "only the first process writes"
