@@ -12,7 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch.nn.functional import max_pool3d
 
-from ctseg.errors import ConfigError, GeometryError
+from ctseg.errors import ConfigError
+from ctseg.transforms.pieces import require_place
 
 _STEP_MM = 3.0  # one step of growing back
 
@@ -51,11 +52,7 @@ class KeepLargestCored(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             labels = item[key]
-            if not isinstance(labels, MetaTensor):
-                raise GeometryError(
-                    f"The label map {key!r} has lost its place in space (a {type(labels).__name__}, no MetaTensor), so "
-                    "the width of a bridge is not known; mend or remove the step before KeepLargestCored."
-                )
+            require_place(labels, key, "the width of a bridge", "KeepLargestCored")
             spacing = np.sqrt((np.asarray(labels.affine, dtype=np.float64)[:3, :3] ** 2).sum(axis=0))
             plain = labels.as_tensor()[0]
             kept = torch.zeros_like(plain)

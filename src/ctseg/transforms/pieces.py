@@ -14,6 +14,19 @@ from monai.transforms import MapTransform
 from ctseg.errors import ConfigError, GeometryError
 
 
+def require_place(labels: Any, key: Hashable, measure: str, step: str) -> None:
+    """Check that a label map still knows where it lies, before a clean-up in mm or ml.
+
+    Raises:
+        GeometryError: when it does not; `measure` is what is not known then, `step` the transform that needs it.
+    """
+    if not isinstance(labels, MetaTensor):
+        raise GeometryError(
+            f"The label map {key!r} has lost its place in space (a {type(labels).__name__}, no MetaTensor), so "
+            f"{measure} is not known; mend or remove the step before {step}."
+        )
+
+
 class RemoveSmallPiecesd(MapTransform):
     """Turn pieces of a label that are smaller than a volume into background.
 
@@ -40,11 +53,7 @@ class RemoveSmallPiecesd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             labels = item[key]
-            if not isinstance(labels, MetaTensor):
-                raise GeometryError(
-                    f"The label map {key!r} has lost its place in space (a {type(labels).__name__}, no MetaTensor), so "
-                    "the volume of its pieces is not known; mend or remove the step before RemoveSmallPiecesd."
-                )
+            require_place(labels, key, "the volume of its pieces", "RemoveSmallPiecesd")
             voxel_ml = abs(float(np.linalg.det(np.asarray(labels.affine, dtype=np.float64)[:3, :3]))) / 1000.0
             # An affine out of a header is rounded: a piece of exactly the smallest volume stays.
             kept = _large_pieces(np.asarray(labels[0].cpu()), self.min_ml / voxel_ml * (1 - 1e-5))
