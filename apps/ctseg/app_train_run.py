@@ -185,7 +185,7 @@ class Progress:
             "pretrained": str(plan.start) if plan.start else None,
             "cases": {split: len(cases) for split, cases in plan.data.cases.items()},
             "left_out": plan.data.left_out,
-            "learnt_as_background": plan.data.partial,
+            "not_annotated": plan.data.partial,
             "run": str(run),
             "history": [],
         }

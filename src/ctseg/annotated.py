@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctseg.datalist import LEDGER, read_cases
+from ctseg.datalist import LEDGER, NOT_ANNOTATED, read_cases
 from ctseg.errors import InputError
 from ctseg.files import write_beside
 from ctseg.ledger import SPLITS, Ledger
@@ -48,7 +48,7 @@ class TrainingData:
         folder: the data folder, with `DATALIST` and the ledger in it.
         cases: split -> ids of the cases in it.
         left_out: ids of annotated cases whose label names none of the bundle's organs.
-        partial: case id -> organs of the bundle that its label does not name (they are learnt as background).
+        partial: case id -> organs of the bundle that its label does not name (ignored in the loss and the metrics).
     """
 
     folder: Path
@@ -129,7 +129,7 @@ def prepare_training_data(studies: Iterable[AnnotatedStudy], organs: Mapping[str
     _check_enough(used, len(set(patients.values())), left_out, organs)
     ledger = Ledger(folder / LEDGER)
     ledger.draw(patients.values())
-    _write_datalist(folder / DATALIST, used, patients, tables)
+    _write_datalist(folder / DATALIST, used, patients, tables, organs)
     cases: dict[str, list[str]] = {split: [] for split in SPLITS}
     for study in used:
         cases[str(ledger.split_of(patients[study.case_id]))].append(study.case_id)
@@ -139,8 +139,14 @@ def prepare_training_data(studies: Iterable[AnnotatedStudy], organs: Mapping[str
                 f"none of the {len(used)} labelled cases is in the split {split!r} of {ledger.path}, expected at "
                 "least one; label another patient (nobody changes side)"
             )
-    partial = {study.case_id: [name for name in organs if name not in tables[study.case_id].values()] for study in used}
+    partial = {study.case_id: _missing(tables[study.case_id], organs).get(NOT_ANNOTATED, []) for study in used}
     return TrainingData(folder, cases, left_out, {case: names for case, names in partial.items() if names})
+
+
+def _missing(table: Mapping[int, str], organs: Iterable[str]) -> dict[str, list[str]]:
+    """What a case's label does not show, as an entry of the datalist; none for a complete label."""
+    names = [name for name in organs if name not in table.values()]
+    return {NOT_ANNOTATED: names} if names else {}
 
 
 def _table(study: AnnotatedStudy, organs: Mapping[str, int]) -> dict[int, str]:
@@ -180,7 +186,11 @@ def _check_enough(
 
 
 def _write_datalist(
-    path: Path, studies: Sequence[AnnotatedStudy], patients: Mapping[str, str], tables: Mapping[str, Mapping[int, str]]
+    path: Path,
+    studies: Sequence[AnnotatedStudy],
+    patients: Mapping[str, str],
+    tables: Mapping[str, Mapping[int, str]],
+    organs: Iterable[str],
 ) -> None:
     # Every case lists the values of all cases: a batch is put together key by key.
     values = sorted({value for study in studies for value in tables[study.case_id]})
@@ -191,6 +201,7 @@ def _write_datalist(
             "image": str(study.image),
             "label": str(study.label),
             "mask_values": {str(value): tables[study.case_id].get(value, _BACKGROUND) for value in values},
+            **_missing(tables[study.case_id], organs),
         }
         for study in studies
     ]

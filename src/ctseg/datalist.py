@@ -5,6 +5,9 @@
     {"mask_values": {"255": "liver"}, "slice_spacing": [1.5, 1.5, 5.0],
      "cases": [{"case_id": "p1_s3", "patient": "p1", "image": "images/p1_s3.png", "label": "masks/p1_s3.png"}]}
 
+A case whose label map does not show every organ of the task names those missing, `"not_annotated": ["gallbladder"]`:
+they are ignored in the loss and the metrics, and not learnt as background (`ctseg.partial`).
+
 Paths are absolute or relative to the data folder. What stands beside `cases` is a default for each case. The split
 stands in the ledger beside it, `split.csv` (`ctseg.ledger`). No key may begin with `image_` or `label_`: MONAI's
 `Spacingd` takes what is so named beside `image` and `label` for their meta data and writes into it.
@@ -24,6 +27,7 @@ from ctseg.ledger import Ledger
 
 DATALIST = "datalist.json"
 LEDGER = "split.csv"
+NOT_ANNOTATED = "not_annotated"
 _OF_A_CASE = ("case_id", "patient", "image", "label")
 
 

@@ -11,6 +11,7 @@ import torch
 from ignite import distributed as idist
 from ignite.metrics import Metric
 
+from ctseg.datalist import NOT_ANNOTATED
 from ctseg.errors import ConfigError
 from ctseg.files import write_beside
 
@@ -24,7 +25,8 @@ class PatientOverlap(Metric):
 
     Dice = 2 TP / (P + R), IoU = TP / (P + R - TP), with P predicted, R reference and TP common voxels of a label in one
     patient. A patient without a label in both prediction and reference says nothing on it and is left out; one with
-    it in only one of the two counts 0.
+    it in only one of the two counts 0. In an image whose label was not annotated for an organ (`not_annotated` in its
+    meta) nothing is counted of it.
 
     Args:
         labels: label names; class i+1 is labels[i].
@@ -61,7 +63,10 @@ class PatientOverlap(Metric):
         for prediction, reference in output:
             patient = str(reference.meta["patient"])  # type: ignore[attr-defined]
             counts = self._counts.setdefault(patient, [[0, 0, 0] for _ in self.labels])
-            for index in range(len(self.labels)):
+            unknown = str(reference.meta.get(NOT_ANNOTATED) or "").split(",")  # type: ignore[attr-defined]
+            for index, name in enumerate(self.labels):
+                if name in unknown:
+                    continue
                 p, r = prediction == index + 1, reference == index + 1
                 for i, mask in enumerate((p & r, p, r)):
                     counts[index][i] += int(mask.sum())

@@ -15,6 +15,7 @@ from monai.handlers import CheckpointSaver
 from torch.nn.functional import interpolate
 
 from ctseg.errors import ConfigError
+from ctseg.partial import with_flags
 from ctseg.schedules import stages_of
 from ctseg.sentences import said_plainly
 from ctseg.weights import LoadWeights
@@ -123,13 +124,13 @@ class PrepareBatch:
         image, label = batch
         size = self.size
         if size is None or tuple(size) == tuple(image.shape[2:]):
-            return image, label
+            return image, with_flags(label, batchdata)
         new = [int(n) for n in size]
         if image.ndim == 4:
             image = interpolate(image, new, mode="bilinear", antialias=True)
         else:
             image = interpolate(image, new, mode="trilinear")
-        return image, interpolate(label.float(), new, mode="nearest-exact").to(label.dtype)
+        return image, with_flags(interpolate(label.float(), new, mode="nearest-exact").to(label.dtype), batchdata)
 
 
 class FollowStages:

@@ -11,8 +11,10 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ctseg.datalist import NOT_ANNOTATED
 from ctseg.errors import ConfigError
 from ctseg.items import check_same_grid, volume_of
+from ctseg.partial import ANNOTATED, annotated_flags
 from ctseg.transforms.loading import to_tensor
 
 
@@ -21,6 +23,8 @@ class LoadLabeld(MapTransform):
 
     The item's `mask_values` maps the values of this data source to names, for example {"255": "liver"}; without it,
     the values are the class indices themselves. The result has shape (1, I, J, K), uint8, on the image's own grid.
+    The item's `not_annotated` names the labels that its label map does not show although they may be there; it becomes
+    `annotated`, a flag for each label (`ctseg.partial`).
 
     Args:
         keys: items to read.
@@ -29,7 +33,8 @@ class LoadLabeld(MapTransform):
 
     Raises:
         GeometryError: when the label does not lie on its image's grid.
-        ConfigError: when `mask_values` names a label that the task does not have, and none that it has.
+        ConfigError: when `mask_values` names a label that the task does not have, and none that it has; or
+            `not_annotated` one that it does not have.
     """
 
     def __init__(
@@ -46,10 +51,13 @@ class LoadLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read every key and check it against the image."""
         item = dict(data)
+        missing = [str(name) for name in item.pop(NOT_ANNOTATED, ())]
+        item[ANNOTATED] = annotated_flags(self.labels, missing)
         for key in self.key_iterator(item):
             volume = volume_of(item[key], item, modality="label")
             table = self._table(item.get("mask_values"), volume.array)
             label = to_tensor(volume, patient=item.get("patient"))
+            label.meta[NOT_ANNOTATED] = ",".join(missing)
             classes = np.zeros(volume.shape, dtype=np.uint8)
             for value, index in table.items():
                 classes[volume.array == value] = index
