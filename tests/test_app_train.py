@@ -66,8 +66,9 @@ def test_options_are_the_bundles_own_unless_asked(trainable: BundleInfo) -> None
     assert (read.val_interval, read.num_workers) == (2, 0)  # 5 is declared, but of 2 epochs one must validate
     assert (read.pretrained, read.label_tag) == (True, "final")
     asked = {"device": ["cpu"], "pretrained": "false", "max_epochs": "7", "train_batch_size": 3.0, "val_interval": 2}
-    read = options.read_options({**asked, "num_workers": 1, "label_tag": "checked"}, trainable)
-    assert read == options.TrainOptions("cpu", False, 7, 3, 2, 1, "checked")
+    more = {"start": ["current"], "tolerance": "0.05", "resume": False}
+    read = options.read_options({**asked, "num_workers": 1, "label_tag": "checked", **more}, trainable)
+    assert read == options.TrainOptions("cpu", False, 7, 3, 2, 1, "checked", "current", 0.05, False)
     assert options.read_options(read.as_request(MODEL), trainable) == read
 
 
@@ -76,6 +77,7 @@ def test_options_are_the_bundles_own_unless_asked(trainable: BundleInfo) -> None
     [
         *[("max_epochs", value) for value in (0, -1, 10_001, 1.5, "many", True, [3], float("inf"))],
         *[("train_batch_size", 0), ("val_interval", 0), ("num_workers", -1), ("pretrained", "maybe")],
+        *[("start", "nowhere"), ("tolerance", -0.1), ("tolerance", True), ("resume", "perhaps")],
     ],
 )
 def test_options_out_of_bounds_are_refused(trainable: BundleInfo, key: str, value: Any) -> None:
@@ -159,6 +161,68 @@ def test_training_and_what_its_statistics_say(app: Any, trainable: BundleInfo) -
     assert made.weights is not None and told["weights"] == str(made.weights)
 
 
+def test_a_network_that_is_worse_is_kept_and_not_used(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.9, 0.85, 0.9, 0.895])  # in use before, new; twice
+    monkeypatch.setattr(sibling("app_train_run"), "validation_value", lambda *_: next(values))
+    shipped = app.info()["models"][MODEL]["version"]
+    worse = app.train({**ON_CPU, "tolerance": 0.02})
+    assert worse["published"] is False and "0.850 on 1 case, 0.900" in worse["verdict"]
+    assert app.info()["models"][MODEL]["version"] == shipped
+    told = app.info()["trainers"][MODEL]
+    assert told["current"] == shipped and [one["accepted"] for one in told["versions"]] == [True, False]
+    as_good = app.train({**ON_CPU, "tolerance": 0.02, "pretrained": False})
+    assert as_good["published"] is True
+    assert app.info()["models"][MODEL]["version"] == as_good["version"] != shipped
+    versions = app.trainer(MODEL).versions()
+    assert versions.current().path == Path(as_good["bundle"])
+    for name in (worse["version"], shipped):
+        versions.use(name)
+        assert app.info()["models"][MODEL]["version"] == name
+
+
+def test_the_first_network_of_a_bundle_without_one_is_used(app: Any, trainable: BundleInfo) -> None:
+    metadata = trainable.path / "configs" / "metadata.json"
+    told = json.loads(metadata.read_text())
+    told["ctseg"]["weights"] = None
+    metadata.write_text(json.dumps(told))
+    shutil.rmtree(trainable.path / "models")
+    assert app.info()["models"][MODEL]["trained"] is False
+    made = app.train(ON_CPU)
+    assert made["published"] is True and "no network before it" in made["verdict"]
+    assert app.info()["models"][MODEL]["trained"] is True
+    second = app.trainer(MODEL).plan(ON_CPU, app.datastore())
+    assert second.start == Path(made["weights"])
+
+
+def test_a_killed_training_goes_on(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after its second epoch: the same request goes on from there, another one begins anew."""
+    module = sibling("app_train_progress")
+    epoch = module.Progress._epoch
+
+    def killed(self: Any, trainer: Any, evaluator: Any) -> None:
+        epoch(self, trainer, evaluator)
+        if trainer.state.epoch == 2:
+            raise KeyboardInterrupt
+
+    request = {**ON_CPU, "max_epochs": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Progress, "_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            app.train(request)
+    run = app.trainer(MODEL).stats()["run"]
+    other = app.train({**request, "max_epochs": 1})
+    assert other["run"] != run and other["resumed"] is False
+    shutil.rmtree(other["run"])
+    (Path(run).parents[1] / "train_stats.json").write_text(
+        json.dumps({**other, "run": run, "history": [{"epoch": n, "loss": 9.0, "dice": None} for n in (1, 2)]})
+    )
+    told = app.train(request)
+    assert told["run"] == run and told["resumed"] is True
+    assert [entry["epoch"] for entry in told["history"]] == [1, 2, 3]
+    assert told["history"][0]["loss"] == 9.0 and told["history"][2]["loss"] != 9.0
+    assert app.train(request)["run"] != run
+
+
 def test_label_off_its_grid_fails_with_the_librarys_sentence(app: Any, tmp_path: Path) -> None:
     data = tmp_path / "studies" / "ctseg" / MODEL
     app.checked_training(MODEL, ON_CPU)
@@ -171,7 +235,7 @@ def test_label_off_its_grid_fails_with_the_librarys_sentence(app: Any, tmp_path:
 
 
 def test_training_that_saves_nothing_fails(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sibling("app_train_run"), "_run_config", lambda plan, run, progress: None)
+    monkeypatch.setattr(sibling("app_train_run"), "_run_config", lambda *_: None)
     with pytest.raises(HTTPException, match="ended without a network"):
         app.train(ON_CPU)
     assert "bundle" not in app.trainer(MODEL).stats()

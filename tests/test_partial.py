@@ -100,7 +100,7 @@ def test_the_datalist_s_words_reach_the_loss(tmp_path: Path, size: list[int] | N
     load = Compose([LoadVolumed(keys="image", modality="CT"), LoadLabeld(keys="label", labels=ORGANS)])
     loaded = DataLoader(Dataset(json.loads(json.dumps(cases)), load), batch_size=2, num_workers=0)
     batch = next(iter(loaded))
-    batch["image"], batch["label"] = batch["image"][..., 0], batch["label"][..., 0]
+    batch["image"], batch["label"] = batch["image"][..., 0].float(), batch["label"][..., 0]
     stages = None if size is None else [{"epochs": 1, "size": size, "lr": 0.1}]
     _, prepared = PrepareBatch(stages, 1)(batch, "cpu")
     assert prepared.annotated.tolist() == [[1.0, 1.0], [1.0, 0.0]]

@@ -17,6 +17,7 @@ from ctseg.devices import inference_device
 from ctseg.errors import BundleError, DeviceError
 from ctseg.organs import measure_organs
 from ctseg.registry import BundleInfo, get_bundle, verify_weights
+from ctseg.versions import Versions
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction, Predictor
@@ -64,6 +65,7 @@ class SegmentationTask(InferTask):
         results: Path,
         lock: threading.Lock,
         load: Callable[[BundleInfo, str], Predictor] = load_predictor,
+        data: Path | None = None,
     ) -> None:
         """Describe the bundle; nothing is loaded yet.
 
@@ -72,12 +74,14 @@ class SegmentationTask(InferTask):
             results: folder for the masks that are sent.
             lock: held while a network runs; all tasks share it, because they share the memory and the device.
             load: makes a predictor of a bundle and a device.
+            data: folder of the bundle's trainings, whose version in use is taken; None always takes the bundle's own.
         """
         super().__init__(InferType.SEGMENTATION, info.labels, 3, info.description, {})
         self._folder = info.path
         self._results = results
         self._lock = lock
         self._load = load
+        self._data = data
         self._loaded: dict[str, tuple[tuple[object, ...], Predictor]] = {}
         devices = device_list()
         self._config = {"device": devices if "cpu" in devices else [*devices, "cpu"]}
@@ -135,7 +139,8 @@ class SegmentationTask(InferTask):
         return str(file), answer
 
     def _bundle(self) -> BundleInfo:
-        return get_bundle(self._folder.name, self._folder.parent)
+        shipped = get_bundle(self._folder.name, self._folder.parent)
+        return Versions(self._data, shipped).current() if self._data else shipped
 
     def _predictor(self, bundle: BundleInfo, device: str) -> Predictor:
         """Return the kept predictor, or load it when the bundle changed on disk. Called with the lock held."""

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from app_train_options import read_options, shown_options
-from app_train_run import Plan, end_with_the_server, in_helper_process, read_stats, run_plan
+from app_train_progress import read_stats
+from app_train_run import Plan, end_with_the_server, in_helper_process, run_plan
+from app_train_versions import told
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
 from ctseg.annotated import AnnotatedStudy, check_label_values, named_values, prepare_training_data
 from ctseg.errors import BundleError, ConfigError, InputError
 from ctseg.registry import BundleInfo, get_bundle, verify_weights
+from ctseg.versions import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +32,19 @@ FOLDER = "ctseg"  # below the studies; MONAI Label looks for images beside it an
 class TrainingTask(TrainTask):
     """One bundle's training."""
 
-    def __init__(self, info: BundleInfo, studies: Path | None) -> None:
+    def __init__(self, info: BundleInfo, data: Path | None) -> None:
         """Describe the bundle; nothing is read or written yet.
 
         Args:
             info: a bundle with a train.json.
-            studies: the folder of the studies; None when they are on a server.
+            data: folder of this bundle's trainings; None when the studies are on a server.
         """
         super().__init__(
-            f"Trains {info.name} on the labels saved in the studies; the new network is put beside them, "
-            "the weights in use stay as they are"
+            f"Trains {info.name} on the labels saved in the studies; the new network is put beside them and taken "
+            "into use when it is not worse than the one before on the validation cases"
         )
         self._path = info.path
-        self._data = studies / FOLDER / info.name if studies else None
+        self._data = data
 
     def info(self) -> dict[str, Any]:
         """Return the description, the options with their defaults, and the bundle's version."""
@@ -49,7 +52,8 @@ class TrainingTask(TrainTask):
             version = self._bundle().version
         except BundleError as error:
             return {"description": str(error), "config": {}, "version": ""}
-        return {**super().info(), "version": version}
+        versions = self.versions()
+        return {**super().info(), "version": version, **({} if versions is None else told(versions))}
 
     def config(self) -> dict[str, Any]:
         """Return the options that a viewer shows."""
@@ -76,9 +80,16 @@ class TrainingTask(TrainTask):
             )
         bundle = self._bundle()
         options = read_options(request, bundle)
-        start = verify_weights(bundle) if options.pretrained and bundle.weights else None
+        versions = Versions(self._data, bundle)
+        given = versions.current() if options.start == "current" or not bundle.weights else bundle
+        start = verify_weights(given) if options.pretrained and given.weights else None
         studies = list(_annotated(store, options.label_tag, bundle.labels))
-        return Plan(bundle, prepare_training_data(studies, bundle.labels, self._data), options, start)
+        data = prepare_training_data(studies, bundle.labels, self._data)
+        return Plan(bundle, data, options, start, versions)
+
+    def versions(self) -> Versions | None:
+        """Return the bundle's networks; None when the studies are on a server and none can be made here."""
+        return Versions(self._data, self._bundle()) if self._data else None
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train to the end.

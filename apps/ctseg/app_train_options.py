@@ -14,7 +14,9 @@ from monailabel.utils.others.generic import device_list, device_map
 from ctseg.devices import inference_device
 from ctseg.errors import ConfigError, DeviceError
 from ctseg.registry import BundleInfo
+from ctseg.versions import TOLERANCE
 
+_STARTS = ("shipped", "current")
 _LARGEST = {"max_epochs": 10_000, "train_batch_size": 512, "val_interval": 1_000, "num_workers": 64}
 
 
@@ -24,12 +26,15 @@ class TrainOptions:
 
     Attributes:
         device: "cpu" or "cuda:N".
-        pretrained: start from the weights in use.
+        pretrained: start from trained weights, those of `start`.
+        start: "shipped" (the network that the bundle came with) or "current" (the one in use).
         max_epochs: how often each case is seen.
         train_batch_size: items in a batch.
         val_interval: epochs between two validations, at most `max_epochs`.
         num_workers: processes that augment.
         label_tag: which labels are learnt.
+        tolerance: by how much the new network's validation Dice may be lower for it to be taken into use.
+        resume: go on with the last training where it was killed, if nothing has changed since.
     """
 
     device: str
@@ -39,6 +44,9 @@ class TrainOptions:
     val_interval: int
     num_workers: int
     label_tag: str
+    start: str = "shipped"
+    tolerance: float = TOLERANCE
+    resume: bool = True
 
     def as_request(self, model: str) -> dict[str, Any]:
         """Return a request that `read_options` reads as the same; only such a one reaches the training's process."""
@@ -55,6 +63,9 @@ def shown_options(info: BundleInfo) -> dict[str, Any]:
         "max_epochs": declared["epochs"],
         "train_batch_size": declared["batch_size"],
         "val_interval": declared["val_interval"],
+        "start": list(_STARTS),
+        "tolerance": TOLERANCE,
+        "resume": True,
     }
 
 
@@ -77,6 +88,9 @@ def read_options(request: Mapping[str, Any], info: BundleInfo) -> TrainOptions:
         val_interval=min(_number(request, "val_interval", declared["val_interval"]), epochs),
         num_workers=_number(request, "num_workers", 0 if device == "cpu" else declared["num_workers"], least=0),
         label_tag=checked_tag(request.get("label_tag") or DefaultLabelTag.FINAL),
+        start=_start(request.get("start")),
+        tolerance=_share(request, "tolerance", TOLERANCE),
+        resume=_truth(request.get("resume", True), "resume"),
     )
 
 
@@ -127,8 +141,26 @@ def _number(request: Mapping[str, Any], key: str, default: int, least: int = 1) 
     return value
 
 
-def _truth(value: Any) -> bool:
+def _start(value: Any) -> str:
+    first = value[0] if isinstance(value, list) and value else value or _STARTS[0]
+    if first not in _STARTS:
+        raise ConfigError(f"start is {value!r}, expected one of {', '.join(_STARTS)}")
+    return str(first)
+
+
+def _share(request: Mapping[str, Any], key: str, default: float) -> float:
+    value = request.get(key)
+    try:
+        number = default if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 <= number <= 1:
+        raise ConfigError(f"{key} is {value!r}, expected a number from 0 to 1")
+    return number
+
+
+def _truth(value: Any, key: str = "pretrained") -> bool:
     text = str(value).lower()
     if text not in ("true", "false", "1", "0"):
-        raise ConfigError(f"pretrained is {value!r}, expected true or false")
+        raise ConfigError(f"{key} is {value!r}, expected true or false")
     return text in ("true", "1")

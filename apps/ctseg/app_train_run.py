@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 import threading
 import time
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from app_train_options import TrainOptions
+from app_train_progress import Progress
+from app_train_versions import validation_value
 
 from ctseg.annotated import DATALIST, TrainingData
 from ctseg.bundlecopy import copy_with_weights
 from ctseg.errors import CtsegError, ResourceError
-from ctseg.files import write_beside
+from ctseg.files import file_sha256, write_beside
 from ctseg.registry import BundleInfo
+from ctseg.training import newest_checkpoint
+from ctseg.versions import Version, Versions
 
 logger = logging.getLogger(__name__)
 
-STATS = "train_stats.json"
+SIGNATURE = "plan.json"
+WEIGHTS = "model.pt"
 _HELPER = "monailabel.interfaces.utils.app"
 
 
@@ -41,12 +45,24 @@ class Plan:
         data: the cases, and the folder that holds them and the runs.
         options: of the request.
         start: weights to start from; None starts from random ones.
+        versions: the networks that there are; the new one is entered there.
     """
 
     bundle: BundleInfo
     data: TrainingData
     options: TrainOptions
     start: Path | None
+    versions: Versions
+
+    def signature(self) -> dict[str, Any]:
+        """What must be the same for a killed training to go on: the bundle, the cases, the start and the options."""
+        return {
+            "bundle": self.bundle.version,
+            "start": file_sha256(self.start) if self.start else None,
+            "datalist": file_sha256(self.data.folder / DATALIST),
+            "cases": self.data.cases,
+            "options": asdict(self.options),
+        }
 
 
 def in_helper_process() -> bool:
@@ -71,38 +87,63 @@ def end_with_the_server(server: int | None) -> None:
 
 
 def run_plan(plan: Plan) -> dict[str, Any]:
-    """Train, and put the best network into a bundle of its own beside the run.
+    """Train, put the best network into a bundle of its own beside the run, and take it into use if it is not worse.
 
     Returns:
-        The statistics of the training; `bundle` is the new bundle's folder.
+        The statistics of the training; `bundle` is the new bundle's folder, `published` what became of it.
 
     Raises:
         CtsegError: one sentence, when a case cannot be used, memory does not suffice, or nothing was saved.
     """
-    run = _new_run(plan.data.folder)
-    progress = Progress(plan, run)
+    run, resumed = _run_folder(plan)
+    progress = Progress(plan, run, resumed)
     progress.write()
-    _run_config(plan, run, progress)
-    weights = run / "model.pt"
+    _run_config(plan, run, progress, resumed)
+    weights = run / WEIGHTS
     if not weights.is_file() or progress.best is None:
         raise TrainingFailed(
             f"the training of {plan.bundle.name} ended without a network: no validation gave a Dice in "
             f"{plan.options.max_epochs} epochs; look at the labels of the validation cases "
             f"({', '.join(plan.data.cases['validation'])})"
         )
-    cases = plan.data.cases
-    begun = f"the weights of {plan.bundle.version}" if plan.start else "random weights"
+    progress.finish(*_publish(plan, run, weights))
+    return progress.stats
+
+
+def _publish(plan: Plan, run: Path, weights: Path) -> tuple[Path, Version]:
+    """Measure the new network and the one in use on the same validation cases, and enter the new one."""
+    cases, device, in_use = plan.data.cases, plan.options.device, plan.versions.current()
+    before = None
+    if in_use.ready and in_use.weights is not None:
+        before = validation_value(in_use, in_use.weights, plan.data.folder, run / "in_use_before", device)
+    after = validation_value(plan.bundle, weights, plan.data.folder, run / "validation", device)
+    begun = "given weights" if plan.start else "random weights"
     made = copy_with_weights(
         plan.bundle,
         weights,
         run / plan.bundle.name,
         version=f"{plan.bundle.version}+{run.name}",
         change=f"trained on {len(cases['train'])} studies annotated in a viewer, from {begun}",
-        evidence=f"validation Dice {progress.best:.3f} on {len(cases['validation'])} case(s) that chose the epoch; "
-        "not measured on test cases",
+        evidence=f"validation Dice {'unknown' if after is None else f'{after:.3f}'} on {len(cases['validation'])} "
+        "case(s) that chose the epoch; not measured on test cases",
     )
-    progress.finish(made.path)
-    return progress.stats
+    version = plan.versions.add(made, after, before, len(cases["validation"]), plan.options.tolerance)
+    logger.info("%s %s: %s", plan.bundle.name, version.version, version.verdict)
+    return made.path, version
+
+
+def _run_folder(plan: Plan) -> tuple[Path, bool]:
+    """Return the folder of this run, and whether it goes on with one that was killed: the newest, if of this plan."""
+    signature = plan.signature()
+    runs = sorted((plan.data.folder / "runs").glob("*/" + SIGNATURE), key=lambda file: file.stat().st_mtime)
+    if runs and plan.options.resume:
+        newest = runs[-1].parent
+        same = json.loads(runs[-1].read_text(encoding="utf-8")) == json.loads(json.dumps(signature))
+        if same and newest_checkpoint(newest) is not None and not (newest / plan.bundle.name).exists():
+            return newest, True
+    run = _new_run(plan.data.folder)
+    write_beside(run / SIGNATURE, json.dumps(signature, indent=2).encode())
+    return run, False
 
 
 def _new_run(folder: Path) -> Path:
@@ -118,7 +159,7 @@ def _new_run(folder: Path) -> Path:
     raise TrainingFailed(f"no new folder can be made in {folder / 'runs'}; clear it")
 
 
-def _run_config(plan: Plan, run: Path, progress: Progress) -> None:
+def _run_config(plan: Plan, run: Path, progress: Progress, resumed: bool) -> None:
     import torch
     from monai.bundle import ConfigWorkflow
 
@@ -133,7 +174,7 @@ def _run_config(plan: Plan, run: Path, progress: Progress) -> None:
             ckpt_dir=str(run),
             device=options.device,
             pretrained=str(plan.start) if plan.start else None,
-            resume=False,
+            resume=resumed,
             epochs=options.max_epochs,
             batch_size=options.train_batch_size,
             val_interval=options.val_interval,
@@ -162,97 +203,3 @@ def _sentence_within(error: BaseException) -> BaseException:
             return TrainingFailed(str(inner.code).removeprefix("ctseg: "))
         inner = inner.__cause__ or inner.__context__
     return error
-
-
-class Progress:
-    """Keeps the statistics of a training in a file, where the server's `/info/` and the viewers find them.
-
-    Attributes:
-        stats: what is written; its keys are those that MONAI Label's viewers know, and some of ours.
-        best: the best validation Dice so far, None while there is none.
-    """
-
-    def __init__(self, plan: Plan, run: Path) -> None:
-        self._file = plan.data.folder / STATS
-        self._begin = time.time()
-        self._losses: list[float] = []
-        self.best: float | None = None
-        self.stats: dict[str, Any] = {
-            "epoch": 0,
-            "total_epochs": plan.options.max_epochs,
-            "start_ts": int(self._begin),
-            "device": plan.options.device,
-            "pretrained": str(plan.start) if plan.start else None,
-            "cases": {split: len(cases) for split, cases in plan.data.cases.items()},
-            "left_out": plan.data.left_out,
-            "not_annotated": plan.data.partial,
-            "run": str(run),
-            "history": [],
-        }
-
-    def attach(self, trainer: Any, evaluator: Any) -> None:
-        """Follow a training; the validation of an epoch has run before."""
-        from ignite.engine import Events
-
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: self._step(engine))
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: self._epoch(engine, evaluator))
-
-    def finish(self, bundle: Path) -> None:
-        """Say where the network lies and how to use it."""
-        self.stats |= {
-            "total_time": self._passed(),
-            "weights": str(bundle / "models" / "model.pt"),
-            "bundle": str(bundle),
-            "use": f"ctseg segment CT --task '{bundle}', or a server with --conf bundles '{bundle.parent}'; "
-            "the weights in use before are still in use here",
-        }
-        self.stats.pop("current_time", None)
-        self.write()
-
-    def write(self) -> None:
-        """Write the file in one step."""
-        write_beside(self._file, (json.dumps(_jsonable(self.stats), indent=2) + "\n").encode())
-
-    def _step(self, engine: Any) -> None:
-        output = engine.state.output
-        self._losses.append(float((output[0] if isinstance(output, list) else output)["loss"]))
-
-    def _epoch(self, trainer: Any, evaluator: Any) -> None:
-        epoch, loss = trainer.state.epoch, sum(self._losses) / max(1, len(self._losses))
-        self._losses.clear()
-        validated = evaluator.state.epoch == epoch
-        metrics = {name: float(value) for name, value in evaluator.state.metrics.items()} if validated else {}
-        dice = metrics.get("val_mean_dice")
-        self.stats["history"].append({"epoch": epoch, "loss": loss, "dice": dice})
-        self.stats |= {"epoch": epoch, "current_time": self._passed()}
-        self.stats["train"] = {"metrics": {"train_loss": loss}}
-        if dice is not None and math.isfinite(dice) and (self.best is None or dice > self.best):
-            self.best = self.stats["best_metric"] = dice
-            self.stats["best_metric_epoch"] = epoch
-        if validated:
-            best = {"best_metric": self.best, "best_metric_epoch": self.stats.get("best_metric_epoch")}
-            self.stats["eval"] = {"metrics": metrics, "key_metric_name": "val_mean_dice", **best}
-        self.write()
-        said = f", validation Dice {dice:.4f}" if dice is not None else ""
-        logger.info("Epoch %d of %d: loss %.4f%s", epoch, self.stats["total_epochs"], loss, said)
-
-    def _passed(self) -> str:
-        return str(timedelta(seconds=int(time.time() - self._begin)))
-
-
-def read_stats(folder: Path) -> dict[str, Any]:
-    """Return the statistics of the newest training in a data folder; empty when there was none."""
-    try:
-        stats = json.loads((folder / STATS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stats if isinstance(stats, dict) else {}
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_jsonable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

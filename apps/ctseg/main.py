@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from app_http import harden, private_folder, refused, sentence_for
 from app_infer import SegmentationTask
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
 from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
-from app_train import TrainingTask
+from app_train import FOLDER, TrainingTask
 from app_train_routes import training_routes
 from app_train_run import in_helper_process
+from app_train_versions import version_routes
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -33,6 +33,7 @@ from monailabel.tasks.scoring.dice import Dice
 
 from ctseg import __version__
 from ctseg.errors import CtsegError
+from ctseg.versions import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class CtsegApp(MONAILabelApp):
         )
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
-        harden(partial(training_routes, self))
+        harden(lambda: [*training_routes(self), *version_routes(self._versions)])
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
@@ -88,14 +89,21 @@ class CtsegApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, SegmentationTask]:
         """One task for each bundle, trained or not; they share a lock, so that two requests queue."""
-        lock = threading.Lock()
-        return {name: SegmentationTask(info, self._private, lock) for name, info in self._bundles.items()}
+        lock, data = threading.Lock(), self._data_folder()
+        return {
+            name: SegmentationTask(info, self._private, lock, data=data / name if data else None)
+            for name, info in self._bundles.items()
+        }
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One task for each bundle that can be trained."""
-        studies = Path(self.studies).resolve() if isinstance(self._datastore, StudiesFolder) else None
+        data = self._data_folder()
         trainable = (info for info in self._bundles.values() if (info.path / "configs" / "train.json").is_file())
-        return {info.name: TrainingTask(info, studies) for info in trainable}
+        return {info.name: TrainingTask(info, data / info.name if data else None) for info in trainable}
+
+    def _data_folder(self) -> Path | None:
+        """The folder of the trainings, beside the studies; None when these are on a server."""
+        return Path(self.studies).resolve() / FOLDER if isinstance(self._datastore, StudiesFolder) else None
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which case is offered next."""
@@ -194,6 +202,12 @@ class CtsegApp(MONAILabelApp):
             known = ", ".join(self._trainers) or "none"
             raise refused(404, f"there is no model {model!r} to train; the known ones are: {known}; name one of them")
         return task
+
+    def _versions(self, model: str) -> Versions:
+        versions = self.trainer(model).versions()
+        if versions is None:
+            raise refused(404, f"{model} has no versions here: its studies are on a server, so nothing is trained here")
+        return versions
 
     def _task(self, model: Any) -> SegmentationTask:
         task = self._infers.get(model) if isinstance(model, str) else None
