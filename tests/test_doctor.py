@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_bundles import make_bundle
 
 from ctseg import doctorgeometry, doctormachine, doctorservers
 from ctseg.cli import main
@@ -76,7 +77,19 @@ def test_this_machine_has_no_problem_and_its_masks_lie_right() -> None:
     found = _found([check for check in doctormachine.machine_checks() if check[0] != "known bad pairs"])
     assert {name for name, finding in found.items() if finding.status == PROBLEM} == set()
     assert found["round trip NIfTI"].status == OK
+    assert found["round trip SEG"].status in (OK, NOTE)
     assert found["bundle"].status in (OK, NOTE)
+
+
+def test_every_bundle_has_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bundle(tmp_path, "a_ct_segmentation")
+    (tmp_path / "a_ct_segmentation" / "models" / "model.pt").write_bytes(b"others")
+    make_bundle(tmp_path, "b_ct_segmentation", weights=None)
+    make_bundle(tmp_path, "c_ct_segmentation")
+    monkeypatch.setattr("ctseg.registry.bundles_root", lambda: tmp_path)
+    found = list(doctormachine._bundles())
+    assert [finding.status for finding in found] == [PROBLEM, NOTE, OK]
+    assert "sha256" in found[0].found and "untrained" in found[1].found
 
 
 def test_a_mask_in_the_wrong_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +99,21 @@ def test_a_mask_in_the_wrong_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(writing, "write_mask", lambda mask, volume, path: right(np.roll(mask, 1, 0), volume, path))
     finding = next(iter(doctorgeometry.round_trips()))
     assert finding.status == PROBLEM and "mm off" in finding.found
+
+
+def test_a_seg_in_the_wrong_place_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    from ctseg import segmentreading
+
+    right = segmentreading.read_seg
+
+    def mirrored(*arguments: object) -> object:
+        mask, values = right(*arguments)  # type: ignore[arg-type]
+        return mask[::-1], values
+
+    assert doctorgeometry._dicom(tmp_path / "a").status == OK
+    monkeypatch.setattr(segmentreading, "read_seg", mirrored)
+    assert doctorgeometry._dicom(tmp_path / "b").status == PROBLEM
 
 
 def test_a_folder_of_studies(tmp_path: Path) -> None:

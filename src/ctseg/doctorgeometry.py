@@ -92,8 +92,9 @@ def _verdict(name: str, error_mm: float, what: str) -> Finding:
 
 def _dicom(folder: Path) -> Finding:
     """Write the phantom as a CT series with axes L, P, S, and its mask as DICOM SEG; read that onto the CT's grid."""
-    from ctseg.dicomseg import read_seg, write_seg
+    from ctseg.dicomseg import write_seg
     from ctseg.reading import read_volume
+    from ctseg.segmentreading import read_seg
 
     array, affine = _phantom()
     stored = array[::-1, ::-1]  # columns to the patient's left, rows to the back, as a scanner writes them
@@ -101,7 +102,11 @@ def _dicom(folder: Path) -> Finding:
     files = _write_series(folder, stored, affine @ turn)
     volume = read_volume(folder)
     mask = (np.asarray(volume.array) > 0).astype(np.uint8)
-    raise NotImplementedError((read_seg, write_seg, mask, files))
+    labels = [{"name": "block", "code": 1, "snomed": {"value": "123037004", "meaning": "Body structure"}}]
+    path = write_seg(mask, volume, files, labels, folder.parent / "segmentation.dcm")
+    again, _ = read_seg(path, volume, labels)
+    error = max(_error_mm(found > 0, volume.source_affine) for found in (mask, again))
+    return _verdict("round trip SEG", error, "CT and mask as DICOM")
 
 
 def _write_series(folder: Path, array: NDArray[np.int16], affine: NDArray[Any]) -> list[Path]:

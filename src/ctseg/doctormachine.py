@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ctseg.doctor import NOTE, OK, PROBLEM, Finding
+from ctseg.errors import BundleError
 
 _GIB = 1024**3
 _NEEDED_MEMORY, _NEEDED_DISK = 4 * _GIB, 5 * _GIB
@@ -220,8 +221,12 @@ def _bundles() -> Iterator[Finding]:
     if not bundles:
         yield Finding("bundles", PROBLEM, f"none in {bundles_root()}", "scripts/build_bundles, or install ctseg again")
     for info in bundles.values():
-        if info.ready:
+        try:
             verify_weights(info)
+        except BundleError as error:
+            if info.ready:  # weights that are there, and are not the ones named
+                yield Finding("bundle", PROBLEM, " ".join(str(error).split()))
+                continue
         broken = bool(info.problem) or info.status == "weights missing"
         status = PROBLEM if broken else OK if info.ready else NOTE
         advice = "" if info.ready else f"see {info.path / 'docs' / 'README.md'}"
