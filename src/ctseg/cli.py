@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import __version__, evaluation_command, importing, preparecommand
+from ctseg import __version__, doctor, evaluation_command, importing, preparecommand
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
@@ -28,6 +28,8 @@ Research use only: not a medical device, not for diagnosis."""
 
 _OF_SEGMENT = """what is written into OUT:
   mask.nii.gz    label map on exactly the input's grid (nifti)
+  segmentation.dcm
+                 DICOM SEG on the slices of a DICOM input, with SNOMED CT codes (seg)
   <organ>.stl    surface in mm, LPS, as 3D Slicer takes it (stl)
   <organ>.obj    the same as Wavefront OBJ (obj)
   <organ>.glb    the same in colour, life-size and upright for augmented reality: metres, +Y up (glb);
@@ -128,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation_command.add_command(commands)
     preparecommand.add_command(commands)
     importing.add_command(commands)
+    doctor.add_command(commands)
     return parser
 
 

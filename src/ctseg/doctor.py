@@ -1,0 +1,105 @@
+"""`ctseg doctor`: what of this machine, its packages and its servers works, each as one line with what to do.
+
+Every check is a function that yields findings; one that fails in an unforeseen way is itself a finding, so that a
+broken machine, the only kind on which this command matters, still gets its list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from ctseg.errors import CtsegError
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+_MARKS = {OK: "ok  ", NOTE: "note", PROBLEM: "BAD "}
+_EXAMPLES = """examples:
+  ctseg doctor                                    this machine
+  ctseg doctor my_cts                             and a folder of studies
+  ctseg doctor http://127.0.0.1:8042/dicom-web    or a DICOMweb server
+  ctseg doctor my_cts --server http://127.0.0.1:8000    and a MONAI Label server that runs
+
+The exit code is 1 when something is BAD; a note only limits what can be done here."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the list.
+
+    Attributes:
+        name: what was looked at, a word or two.
+        status: "ok", "note" (works, but limits something) or "problem".
+        found: what was found.
+        advice: what to do; empty when there is nothing.
+    """
+
+    name: str
+    status: str
+    found: str
+    advice: str = ""
+
+
+def examine(checks: Iterable[tuple[str, Callable[[], Iterable[Finding]]]]) -> Iterator[Finding]:
+    """Run checks one after the other; what a check raises becomes a finding of its name."""
+    for name, check in checks:
+        try:
+            yield from check()
+        except CtsegError as error:
+            yield Finding(name, PROBLEM, " ".join(str(error).split()))
+        except Exception as error:  # a broken package can raise anything at its import
+            said = " ".join(str(error).split())
+            yield Finding(name, PROBLEM, f"{type(error).__name__}: {said}", "report this line with your versions")
+
+
+def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `doctor` to the command line."""
+    parser = commands.add_parser(
+        "doctor",
+        help="check this machine, its packages and servers",
+        description="Check packages, GPU, memory, disk, bundles, studies, Orthanc, the viewer, and a round trip.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("studies", nargs="?", metavar="STUDIES", help="a folder of studies or a DICOMweb address")
+    parser.add_argument("--server", metavar="URL", help="a MONAI Label server that runs, e.g. http://127.0.0.1:8000")
+    parser.add_argument("--token-file", metavar="FILE", help="the token of that server")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from ctseg.doctormachine import machine_checks
+    from ctseg.doctorservers import server_checks, studies_checks
+
+    checks = [*machine_checks(), *studies_checks(arguments.studies)]
+    checks += server_checks(arguments.server, arguments.token_file)
+    findings = []
+    for finding in examine(checks):
+        findings.append(finding)
+        if not arguments.json:
+            print(_line(finding), flush=True)
+    bad = sum(finding.status == PROBLEM for finding in findings)
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print(f"\n{_verdict(bad, sum(finding.status == NOTE for finding in findings))}")
+    if bad:
+        sys.exit(1)
+
+
+def _line(finding: Finding) -> str:
+    advice = f"\n                       -> {finding.advice}" if finding.advice else ""
+    return f"{_MARKS[finding.status]}  {finding.name:<17}{finding.found}{advice}"
+
+
+def _verdict(bad: int, notes: int) -> str:
+    if not bad:
+        return "Everything works." if not notes else f"It works; {notes} note{'s' * (notes > 1)} above."
+    return f"{bad} thing{'s' * (bad > 1)} to mend: see the lines with BAD."
