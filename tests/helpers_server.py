@@ -107,6 +107,16 @@ def write_phantom_ct(path: Path, shape: tuple[int, int, int] = (72, 60, 20), see
     return path
 
 
+def write_mask_of(studies: Path, number: int, value: int = 1, name: str = "mask") -> str:
+    """Write a mask on the grid of `case<number>`, beside the studies, with a block of `value`; return its path."""
+    image = nib.load(studies / f"case{number}.nii.gz")
+    array = np.zeros(image.shape, np.uint8)
+    array[2:5, 3:7, 1:4] = value
+    path = studies.parent / f"{name}{number}_{value}.nii.gz"
+    nib.save(nib.Nifti1Image(array, image.affine, image.header), path)
+    return str(path)
+
+
 def free_port() -> int:
     """Return a loopback port that was free a moment ago."""
     with socket.socket() as probe:

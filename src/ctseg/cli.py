@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import __version__, doctor, evaluation_command, importing, preparecommand
+from ctseg import __version__, doctor, evaluation_command, importing, preparecommand, users
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     preparecommand.add_command(commands)
     importing.add_command(commands)
     doctor.add_command(commands)
+    users.add_command(commands)
     return parser
 
 
