@@ -95,6 +95,11 @@ class BundleInfo:
         return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "segmentation")) == "segmentation"
 
     @property
+    def part_of(self) -> tuple[str, ...]:
+        """Names of the server's models that answer with several bundles' organs, of which this bundle is one."""
+        return tuple(str(name) for name in self._block.get("part_of", ()))
+
+    @property
     def needs_weights(self) -> bool:
         """Whether there is something to train; not so for a bundle that works by a rule, such as a threshold."""
         return bool(self._block.get("needs_weights", True))
