@@ -44,10 +44,12 @@ class FakePrediction:
         default_factory=lambda: {"read": 0.5, "preprocess": 0.25, "network": 2.0, "postprocess": 0.125}
     )
 
-    @property
-    def labels(self) -> dict[str, int]:
-        """The bundle's labels."""
-        return self.bundle.labels
+    labels: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Unless others are given, the labels are the bundle's."""
+        if not self.labels:
+            object.__setattr__(self, "labels", self.bundle.labels)
 
 
 class FakePredictor:

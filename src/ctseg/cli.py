@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import __version__, evaluation_command, importing, preparecommand
+from ctseg import __version__, evaluation_command, importing, labelcodes, preparecommand
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
@@ -114,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"at most so many faces for each organ's surface; 0 keeps all (default: {FACES})",
     )
     segment.add_argument(
+        "--codes",
+        default=labelcodes.OWN,
+        metavar="SET",
+        help=f"the organs' values in the mask: {', '.join(labelcodes.presets())}, or a JSON file of names and values "
+        f"(default: {labelcodes.OWN}, the bundle's own)",
+    )
+    segment.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT even when they are not from an earlier run"
     )
     segment.set_defaults(run=_segment)
@@ -155,6 +162,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         raise InputError(f"there is no file or folder {source}; name a NIfTI, NRRD, MetaImage, DICOM folder or zip")
     if not bundle.segments:
         raise BundleError(f"bundle {bundle.name} makes no mask; ctseg tasks lists the ones that segment")
+    codes = labelcodes.codes_for(bundle.labels, arguments.codes)
     verify_weights(bundle)
     check_folder(out, source, file_names(arguments.output, bundle.labels), overwrite=arguments.overwrite)
 
@@ -165,6 +173,7 @@ def _segment(arguments: argparse.Namespace) -> None:
     predictor = Predictor(bundle, arguments.device)
     load = time.perf_counter() - started
     prediction = predictor.predict(source, progress=lambda stage: _say(_STAGES.get(stage, stage)))
+    prediction = labelcodes.recoded(prediction, codes)
     prediction = dataclasses.replace(prediction, seconds={"load": load, **prediction.seconds})
     _say(f"writing {', '.join(arguments.output)}")
     files, report = write_outputs(prediction, out, arguments.output, faces=arguments.faces)

@@ -175,6 +175,11 @@ def app_root() -> Path:
     return _shipped("apps/ctseg")
 
 
+def codes_root() -> Path:
+    """The folder of the sets of organ codes: the clone's `configs/codes`, or the copy inside an installed wheel."""
+    return _shipped("configs/codes")
+
+
 def _problem_with_label(entry: Any) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"]:
         return f"a label without a name ({entry!r})"
