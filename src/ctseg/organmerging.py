@@ -1,74 +1,45 @@
-"""Several organs of one study in one mask, by priority: a voxel that two claim belongs to the one named first."""
+"""Several organs of one study in one prediction: each bundle asked once, the masks merged by priority."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ctseg.errors import GeometryError
+from ctseg.merging import merge
 from ctseg.organchoice import OrganChoice, combined_bundle
+from ctseg.registry import BundleInfo
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction
 
 
-def merge_by_priority(masks: Iterable[tuple[NDArray[np.bool_], int]]) -> NDArray[np.uint8]:
-    """Return one label map of several masks.
-
-    Args:
-        masks: (I, J, K) and the code of each, in order of priority; at least one.
-
-    Raises:
-        GeometryError: the masks have different shapes.
-    """
-    merged: NDArray[np.uint8] | None = None
-    for mask, code in masks:
-        if merged is None:
-            merged = np.zeros(mask.shape, dtype=np.uint8)
-        if mask.shape != merged.shape:
-            raise GeometryError(
-                f"the masks to merge have {merged.shape} and {mask.shape} voxels: expected one grid; "
-                "this is an error in ctseg, please report it"
-            )
-        merged[mask & (merged == 0)] = code
-    if merged is None:
-        raise ValueError("there is no mask to merge")
-    return merged
-
-
-def merge_predictions(choices: Sequence[OrganChoice], predict: Callable[[OrganChoice], Prediction]) -> Prediction:
-    """Segment the chosen organs and merge them.
+def predict_organs(choices: Sequence[OrganChoice], predict: Callable[[BundleInfo], Prediction]) -> Prediction:
+    """Segment the chosen organs and merge them: a voxel that two claim belongs to the one named first.
 
     Args:
         choices: the organs in order of priority.
-        predict: gives the prediction of an organ's bundle, on the same study each time; it is asked once for each
-            bundle.
+        predict: gives a bundle's prediction, on the same study each time; it is asked once for each bundle.
 
     Returns:
-        One prediction: its labels are the organs with their codes in the answer, its `parts` the bundles that ran,
-        its seconds the sums over these.
+        One prediction: its labels are the organs with their codes in the answer, in the order of the request, its
+        `parts` the bundles that ran, its seconds the sums over these.
     """
-    from dataclasses import replace
-
-    found: dict[Any, Prediction] = {}
-    for choice in choices:
-        if choice.bundle.path not in found:
-            found[choice.bundle.path] = predict(choice)
-    label_map = merge_by_priority(
-        (found[choice.bundle.path].label_map == choice.own_code, choice.code) for choice in choices
-    )
-    first = found[choices[0].bundle.path]
+    found: dict[Path, Prediction] = {}
+    for bundle in (choice.bundle for choice in choices):
+        if bundle.path not in found:
+            found[bundle.path] = predict(bundle)
+    codes = {choice.name: choice.code for choice in choices}
+    masks = [(choice.name, found[choice.bundle.path].label_map == choice.own_code) for choice in choices]
     seconds: dict[str, float] = {}
     for prediction in found.values():
         for stage, value in prediction.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + value
-    return replace(
-        first,
-        label_map=label_map,
-        labels={choice.name: choice.code for choice in choices},
+    return dataclasses.replace(
+        found[choices[0].bundle.path],
+        label_map=merge(masks, codes),
+        labels=codes,
         seconds=seconds,
         bundle=combined_bundle(choices),
         parts=tuple(prediction.bundle for prediction in found.values()),
