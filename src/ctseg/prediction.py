@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,14 @@ from ctseg.errors import BundleError, CtsegError
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, verify_weights
 from ctseg.volume import Volume
+
+
+class StudyLike(Protocol):
+    """What a `Predictor` asks of a `ctseg.study.Study`."""
+
+    @property
+    def volume(self) -> Volume:
+        """The image."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,14 @@ class Predictor:
         # One study at a time: two requests must neither mix nor hold two volumes' features at once.
         self._lock = threading.Lock()
 
-    def predict(self, source: str | Path | Volume, progress: Callable[[str], None] | None = None) -> Prediction:
+    def predict(
+        self, source: str | Path | Volume | StudyLike, progress: Callable[[str], None] | None = None
+    ) -> Prediction:
         """Segment one study.
 
         Args:
-            source: a path that `ctseg.reading.read_volume` takes, or a volume read already.
+            source: a path that `ctseg.reading.read_volume` takes, a volume read already, or a `ctseg.study.Study`,
+                whose results of other bundles are then used and not computed again.
             progress: called with the name of each stage when it begins.
 
         Raises:
@@ -90,9 +101,9 @@ class Predictor:
         """
         seconds: dict[str, float] = {}
         with _stage("read", seconds, progress):
-            volume = source if isinstance(source, Volume) else read_volume(source, modality=self.bundle.modality)
+            volume, study = self._read(source)
         with self._lock:
-            label_map = self._run(volume, seconds, progress)
+            label_map = self._run(volume, study, seconds, progress)
         return Prediction(
             volume=volume,
             label_map=label_map,
@@ -102,15 +113,26 @@ class Predictor:
             bundle=self.bundle,
         )
 
+    def _read(self, source: str | Path | Volume | StudyLike) -> tuple[Volume, StudyLike | None]:
+        if isinstance(source, Volume):
+            return source, None
+        if isinstance(source, str | Path):
+            return read_volume(source, modality=self.bundle.modality), None
+        return source.volume, source
+
     def _run(
-        self, volume: Volume, seconds: dict[str, float], progress: Callable[[str], None] | None
+        self,
+        volume: Volume,
+        study: StudyLike | None,
+        seconds: dict[str, float],
+        progress: Callable[[str], None] | None,
     ) -> NDArray[np.uint8]:
         import torch
 
         try:
             with torch.inference_mode():
                 with _stage("preprocess", seconds, progress):
-                    item: dict[str, Any] = self._preprocessing({"image": volume})
+                    item: dict[str, Any] = self._preprocessing({"image": volume, "study": study})
                     batch = item["image"][None].to(as_device(self.device))
                 with _stage("network", seconds, progress):
                     item["pred"] = self._inferer(batch, self._network)[0]

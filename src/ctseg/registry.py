@@ -95,6 +95,12 @@ class BundleInfo:
         return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "segmentation")) == "segmentation"
 
     @property
+    def classifies(self) -> bool:
+        """Whether the bundle answers with a class for each slice (and not with a mask)."""
+        outputs = self.metadata.get("network_data_format", _EMPTY).get("outputs", _EMPTY)
+        return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "")) == "classification"
+
+    @property
     def needs_weights(self) -> bool:
         """Whether there is something to train; not so for a bundle that works by a rule, such as a threshold."""
         return bool(self._block.get("needs_weights", True))
@@ -283,6 +289,13 @@ def get_bundle(name: str | Path, root: Path | None = None) -> BundleInfo:
     if info.problem:
         raise BundleError(info.problem)
     return info
+
+
+def fingerprint(info: BundleInfo) -> tuple[object, ...]:
+    """Return what stays the same as long as a loaded network is still the bundle's."""
+    files = [info.path / "configs" / "inference.json", *([info.weights] if info.weights else [])]
+    stats = [file.stat() for file in files if file.is_file()]
+    return (info.version, info.weights_sha256, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats))
 
 
 def verify_weights(info: BundleInfo) -> Path | None:
