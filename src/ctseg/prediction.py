@@ -67,6 +67,7 @@ class Predictor:
         weights = verify_weights(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
+        self._values: dict[str, Any] = dict(parser.config)
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         self._preprocessing = self._part(parser, "preprocessing")
@@ -88,23 +89,39 @@ class Predictor:
         Raises:
             CtsegError: for input that cannot be used; see `read_volume`.
         """
-        seconds: dict[str, float] = {}
-        with _stage("read", seconds, progress):
-            volume = source if isinstance(source, Volume) else read_volume(source, modality=self.bundle.modality)
-        with self._lock:
-            label_map = self._run(volume, seconds, progress)
+        volume, item, seconds = self.answer(source, progress)
         return Prediction(
             volume=volume,
-            label_map=label_map,
+            label_map=np.asarray(item["pred"][0].cpu()).astype(np.uint8, copy=False),
             labels=self.bundle.labels,
             seconds=seconds,
             device=self.device,
             bundle=self.bundle,
         )
 
+    def answer(
+        self, source: str | Path | Volume, progress: Callable[[str], None] | None = None
+    ) -> tuple[Volume, dict[str, Any], dict[str, float]]:
+        """Return a study, the item that the bundle's pipeline makes of it (`image`, `pred`), and seconds by stage.
+
+        What `pred` is, is the bundle's: a label map on the source's grid, or a classifier's probabilities.
+
+        Raises:
+            CtsegError: as `predict`.
+        """
+        seconds: dict[str, float] = {}
+        with _stage("read", seconds, progress):
+            volume = source if isinstance(source, Volume) else read_volume(source, modality=self.bundle.modality)
+        with self._lock:
+            return volume, self._run(volume, seconds, progress), seconds
+
+    def value(self, name: str) -> Any:
+        """Return a plain value of the bundle's `inference.json`, None where it has none of that name."""
+        return self._values.get(name)
+
     def _run(
         self, volume: Volume, seconds: dict[str, float], progress: Callable[[str], None] | None
-    ) -> NDArray[np.uint8]:
+    ) -> dict[str, Any]:
         import torch
 
         try:
@@ -122,7 +139,7 @@ class Predictor:
             if isinstance(error.__cause__, CtsegError):
                 raise error.__cause__ from error
             raise
-        return np.asarray(item["pred"][0].cpu()).astype(np.uint8, copy=False)
+        return item
 
     def _part(self, parser: Any, name: str) -> Any:
         try:
@@ -139,9 +156,9 @@ def _without_saving(steps: Any) -> Any:
     """The steps of a pipeline without the one that writes files: a `Predictor`'s caller decides what is written."""
     from monai.transforms import Compose
 
-    from ctseg.transforms import SaveMaskd
+    from ctseg.transforms import SaveMaskd, SavePresenced
 
-    return Compose([step for step in steps.transforms if not isinstance(step, SaveMaskd)])
+    return Compose([step for step in steps.transforms if not isinstance(step, (SaveMaskd, SavePresenced))])
 
 
 @contextmanager
