@@ -75,6 +75,7 @@ class Predictor:
         weights = verify_weights(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
+        self._values: dict[str, Any] = dict(parser.config)
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         self._preprocessing = self._part(parser, "preprocessing")
@@ -99,19 +100,35 @@ class Predictor:
         Raises:
             CtsegError: for input that cannot be used; see `read_volume`.
         """
-        seconds: dict[str, float] = {}
-        with _stage("read", seconds, progress):
-            volume, study = self._read(source)
-        with self._lock:
-            label_map = self._run(volume, study, seconds, progress)
+        volume, item, seconds = self.answer(source, progress)
         return Prediction(
             volume=volume,
-            label_map=label_map,
+            label_map=np.asarray(item["pred"][0].cpu()).astype(np.uint8, copy=False),
             labels=self.bundle.labels,
             seconds=seconds,
             device=self.device,
             bundle=self.bundle,
         )
+
+    def answer(
+        self, source: str | Path | Volume | StudyLike, progress: Callable[[str], None] | None = None
+    ) -> tuple[Volume, dict[str, Any], dict[str, float]]:
+        """Return a study, the item that the bundle's pipeline makes of it (`image`, `pred`), and seconds by stage.
+
+        What `pred` is, is the bundle's: a label map on the source's grid, or a classifier's probabilities.
+
+        Raises:
+            CtsegError: as `predict`.
+        """
+        seconds: dict[str, float] = {}
+        with _stage("read", seconds, progress):
+            volume, study = self._read(source)
+        with self._lock:
+            return volume, self._run(volume, study, seconds, progress), seconds
+
+    def value(self, name: str) -> Any:
+        """Return a plain value of the bundle's `inference.json`, None where it has none of that name."""
+        return self._values.get(name)
 
     def _read(self, source: str | Path | Volume | StudyLike) -> tuple[Volume, StudyLike | None]:
         if isinstance(source, Volume):
@@ -126,7 +143,7 @@ class Predictor:
         study: StudyLike | None,
         seconds: dict[str, float],
         progress: Callable[[str], None] | None,
-    ) -> NDArray[np.uint8]:
+    ) -> dict[str, Any]:
         import torch
 
         try:
@@ -144,7 +161,7 @@ class Predictor:
             if isinstance(error.__cause__, CtsegError):
                 raise error.__cause__ from error
             raise
-        return np.asarray(item["pred"][0].cpu()).astype(np.uint8, copy=False)
+        return item
 
     def _part(self, parser: Any, name: str) -> Any:
         try:
@@ -161,9 +178,9 @@ def _without_saving(steps: Any) -> Any:
     """The steps of a pipeline without the one that writes files: a `Predictor`'s caller decides what is written."""
     from monai.transforms import Compose
 
-    from ctseg.transforms import SaveMaskd
+    from ctseg.transforms import SaveMaskd, SavePresenced
 
-    return Compose([step for step in steps.transforms if not isinstance(step, SaveMaskd)])
+    return Compose([step for step in steps.transforms if not isinstance(step, (SaveMaskd, SavePresenced))])
 
 
 @contextmanager

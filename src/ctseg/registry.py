@@ -91,14 +91,16 @@ class BundleInfo:
     @property
     def segments(self) -> bool:
         """Whether the bundle answers with a mask (and not, say, with a class)."""
-        outputs = self.metadata.get("network_data_format", _EMPTY).get("outputs", _EMPTY)
-        return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "segmentation")) == "segmentation"
+        return self._answers_with("segmentation")
 
     @property
     def classifies(self) -> bool:
-        """Whether the bundle answers with a class for each slice (and not with a mask)."""
+        """Whether the bundle says of each slice if its organs are on it (`ctseg.presence`)."""
+        return self._answers_with("classification")
+
+    def _answers_with(self, kind: str) -> bool:
         outputs = self.metadata.get("network_data_format", _EMPTY).get("outputs", _EMPTY)
-        return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "")) == "classification"
+        return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "segmentation")) == kind
 
     @property
     def needs_weights(self) -> bool:
@@ -313,7 +315,7 @@ def verify_weights(info: BundleInfo) -> Path | None:
         return None
     if info.weights is None:
         raise BundleError(
-            f"bundle {info.name} is untrained: it ships no weights, so it cannot segment yet; train it first "
+            f"bundle {info.name} is untrained: it ships no weights, so it cannot be used yet; train it first "
             f"(python -m monai.bundle run --config_file {info.path / 'configs' / 'train.json'}) "
             f"or choose a trained one with --task (ctseg tasks lists them)"
         )
