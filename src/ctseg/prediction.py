@@ -149,7 +149,8 @@ class Predictor:
         try:
             with torch.inference_mode():
                 with _stage("preprocess", seconds, progress):
-                    item: dict[str, Any] = self._preprocessing({"image": volume, "study": study})
+                    opened: dict[str, Any] = {"image": volume} if study is None else {"image": volume, "study": study}
+                    item: dict[str, Any] = self._preprocessing(opened)
                     batch = item["image"][None].to(as_device(self.device))
                 with _stage("network", seconds, progress):
                     item["pred"] = self._inferer(batch, self._network)[0]
