@@ -45,6 +45,7 @@ class FakePrediction:
     )
 
     labels: dict[str, int] = field(default_factory=dict)
+    parts: tuple[BundleInfo, ...] = ()
 
     def __post_init__(self) -> None:
         """Unless others are given, the labels are the bundle's."""
@@ -64,6 +65,7 @@ class FakePredictor:
 
     def predict(self, source: Path, progress: Callable[[str], None] | None = None) -> FakePrediction:
         """Return the made-up body for any path, or raise what `result` holds."""
+        source = getattr(source, "source", source)  # of a study
         if progress is not None:
             progress("network")
         if isinstance(FakePredictor.result, BaseException):

@@ -7,12 +7,13 @@ still open is refused with the names to choose from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ctseg.errors import ConfigError
-from ctseg.registry import BundleInfo, verify_weights
+from ctseg.errors import BundleError, ConfigError
+from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,75 @@ class OrganChoice:
     bundle: BundleInfo
     own_code: int
     code: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to be segmented.
+
+    Attributes:
+        bundle: what the answer's labels are: a bundle, or the combination of several.
+        choices: the organs in order of priority; empty: all that `bundle` segments.
+    """
+
+    bundle: BundleInfo
+    choices: tuple[OrganChoice, ...] = ()
+
+    @property
+    def bundles(self) -> tuple[BundleInfo, ...]:
+        """The bundles to run, each once."""
+        chosen = {choice.bundle.path: choice.bundle for choice in self.choices}
+        return tuple(chosen.values()) or (self.bundle,)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The organs and their codes in the answer, in order of priority."""
+        return {choice.name: choice.code for choice in self.choices} or self.bundle.labels
+
+    def check_ready(self) -> None:
+        """Refuse before the long work what cannot run.
+
+        Raises:
+            BundleError: a bundle is untrained, or its weights are missing or not the ones it names.
+        """
+        for info in self.bundles:
+            verify_weights(info)
+
+
+def select(organs: Sequence[str] | None = None, task: str | Path | None = None, root: Path | None = None) -> Selection:
+    """Find out what to run for organs, a task, both or neither.
+
+    Args:
+        organs: names in order of priority; None takes all organs of one bundle.
+        task: a bundle's name or folder: the one to run, or with organs the one to take wherever it has the organ.
+        root: folder of the bundles; None takes the shipped ones.
+
+    Raises:
+        BundleError: no such bundle, one that makes no mask, or nothing says which to run.
+        ConfigError: organs that cannot be asked for, see `choose_organs`.
+    """
+    named = None if task is None else get_bundle(task, root)
+    if named is not None and not named.segments:
+        raise BundleError(f"bundle {named.name} makes no mask; ctseg tasks lists the ones that segment")
+    bundles = find_bundles(root)
+    if organs is not None:
+        choices = choose_organs(organs, bundles, task=named)
+        return Selection(combined_bundle(choices), choices)
+    if named is None:
+        default = default_task(bundles)
+        if default is None:
+            trained = [info.name for info in bundles.values() if info.trained and info.segments]
+            listed = ", ".join(trained or bundles) or f"none in {bundles_root() if root is None else root}"
+            raise BundleError(f"it is not clear which bundle to run; name one with --task: {listed}")
+        named = bundles[default]
+    return Selection(named)
+
+
+def default_task(bundles: Mapping[str, BundleInfo]) -> str | None:
+    """The segmentation bundle to take when none is named: the only trained one, or the only one; else None."""
+    segmenting = [info for info in bundles.values() if info.segments]
+    choice = [info.name for info in segmenting if info.trained] or [info.name for info in segmenting]
+    return choice[0] if len(choice) == 1 else None
 
 
 def segmented_organs(bundles: Mapping[str, BundleInfo], modality: str | None = None) -> dict[str, list[BundleInfo]]:
@@ -82,16 +152,6 @@ def choose_organs(
     distinct = len(set(own.values())) == len(own)
     codes = own if distinct else {name: number for number, name in enumerate(organs, start=1)}
     return tuple(OrganChoice(name, serving[name], own[name], codes[name]) for name in organs)
-
-
-def check_ready(choices: Iterable[OrganChoice]) -> None:
-    """Refuse organs whose bundle cannot run.
-
-    Raises:
-        BundleError: a bundle is untrained, or its weights are missing or not the ones it names.
-    """
-    for info in {choice.bundle.path: choice.bundle for choice in choices}.values():
-        verify_weights(info)
 
 
 def ordered_members(bundles: Mapping[str, BundleInfo], composite: str) -> list[str]:

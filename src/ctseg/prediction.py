@@ -42,7 +42,8 @@ class Prediction:
         labels: label name -> code.
         seconds: stage -> seconds, in order: read, preprocess, network, postprocess.
         device: where the network ran, e.g. "cpu" or "cuda:0".
-        bundle: the bundle that ran.
+        bundle: the bundle that ran; of several organs' merged mask, what its labels are.
+        parts: the bundles that ran for a merged mask, else empty.
     """
 
     volume: Volume
@@ -51,6 +52,7 @@ class Prediction:
     seconds: dict[str, float]
     device: str
     bundle: BundleInfo
+    parts: tuple[BundleInfo, ...] = ()
 
 
 class Predictor:
