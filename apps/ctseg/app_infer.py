@@ -130,7 +130,7 @@ class SegmentationTask(InferTask):
         start = time.perf_counter()
         file = write_result(prediction.label_map, prediction.volume, self._results, request)
         end = time.perf_counter()
-        answer = _described(prediction, write=end - start, total=end - begin)
+        answer = described(prediction, write=end - start, total=end - begin)
         logger.info("Segmented with %s on %s: %s", bundle.name, prediction.device, answer["latencies"])
         return str(file), answer
 
@@ -155,7 +155,7 @@ def _why_untrained(bundle: BundleInfo) -> str:
     return ""
 
 
-def _described(prediction: Prediction, write: float, total: float) -> dict[str, Any]:
+def described(prediction: Prediction, write: float, total: float) -> dict[str, Any]:
     """Return the JSON part of the answer; its keys and `latencies` are those that MONAI Label's viewers know."""
     organs = measure_organs(prediction.label_map, prediction.labels, prediction.volume.source_affine)
     # 3D Slicer names the segments in the order of the values that occur, so an absent label must not be among them.

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app_choice import choose_bundles, stop_start
+from app_choice import choose_bundles, offers, stop_start
 from app_http import harden, private_folder, refused, sentence_for
 from app_infer import SegmentationTask
+from app_organs import Networks, organ_tasks
+from app_predict import predict_routes
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
 from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
 from app_train import TrainingTask
@@ -26,6 +27,7 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
@@ -62,7 +64,7 @@ class CtsegApp(MONAILabelApp):
         )
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
-        harden(partial(training_routes, self))
+        harden(lambda: [*training_routes(self), *predict_routes(self, self._networks)])
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
@@ -86,10 +88,16 @@ class CtsegApp(MONAILabelApp):
         if not shutil.which("itkimage2segimage"):
             logger.warning("itkimage2segimage is not on the PATH: DICOM SEG cannot be written; pip install dcmqi")
 
-    def init_infers(self) -> dict[str, SegmentationTask]:
-        """One task for each bundle, trained or not; they share a lock, so that two requests queue."""
+    def init_infers(self) -> dict[str, InferTask]:
+        """One task for each bundle, trained or not, and for several together; they share networks and a lock."""
         lock = threading.Lock()
-        return {name: SegmentationTask(info, self._private, lock) for name, info in self._bundles.items()}
+        self._networks = Networks(self._bundles, lock)
+        tasks: dict[str, InferTask] = {
+            name: SegmentationTask(info, self._private, lock, self._networks.load)
+            for name, info in self._bundles.items()
+        }
+        several = organ_tasks(self._bundles, self._networks, self._private)
+        return tasks | {name: task for name, task in several.items() if offers(self.conf, name)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One task for each bundle that can be trained."""
@@ -195,7 +203,7 @@ class CtsegApp(MONAILabelApp):
             raise refused(404, f"there is no model {model!r} to train; the known ones are: {known}; name one of them")
         return task
 
-    def _task(self, model: Any) -> SegmentationTask:
+    def _task(self, model: Any) -> InferTask:
         task = self._infers.get(model) if isinstance(model, str) else None
         if task is None:
             known = ", ".join(self._infers)
