@@ -1,4 +1,4 @@
-"""Put the bundles and the MONAI Label app inside the wheel, as ctseg/share; everything else stands in setup.cfg."""
+"""Put bundles, organ codes and the MONAI Label app inside the wheel, as ctseg/share; all else stands in setup.cfg."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ OF_A_SERVER_RUN = {"bin", "lib", "logs", "model"}  # what MONAI Label makes insi
 
 
 def shipped_files() -> list[Path]:
-    """Every file of bundles/ and apps/ that travels, relative to the clone; a new bundle needs no edit here."""
+    """Every file of bundles/, apps/ and configs/codes that travels, relative to the clone; a new one needs no edit."""
     found = [file for name in OF_A_BUNDLE for file in ROOT.glob(f"bundles/*/{name}")]
     found += [file for name in OF_A_BUNDLE for file in ROOT.glob(f"bundles/*/{name}/**/*")]
+    found += ROOT.glob("configs/codes/*.json")
     found += [
         file
         for file in ROOT.glob("apps/ctseg/**/*")

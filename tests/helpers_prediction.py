@@ -44,10 +44,13 @@ class FakePrediction:
         default_factory=lambda: {"read": 0.5, "preprocess": 0.25, "network": 2.0, "postprocess": 0.125}
     )
 
-    @property
-    def labels(self) -> dict[str, int]:
-        """The bundle's labels."""
-        return self.bundle.labels
+    labels: dict[str, int] = field(default_factory=dict)
+    parts: tuple[BundleInfo, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Unless others are given, the labels are the bundle's."""
+        if not self.labels:
+            object.__setattr__(self, "labels", self.bundle.labels)
 
 
 class FakePredictor:
@@ -62,6 +65,7 @@ class FakePredictor:
 
     def predict(self, source: Path, progress: Callable[[str], None] | None = None) -> FakePrediction:
         """Return the made-up body for any path, or raise what `result` holds."""
+        source = getattr(source, "source", source)  # of a study
         if progress is not None:
             progress("network")
         if isinstance(FakePredictor.result, BaseException):

@@ -87,7 +87,7 @@ def test_bundles_and_app_travel_and_a_users_work_does_not(unpacked: Path) -> Non
     for source in ("bundles", "apps/ctseg"):
         for file in (CLONE / source).glob("**/*.py"):
             assert (share / file.relative_to(CLONE)).is_file() or "/lib/" in file.as_posix()
-    for file in (CLONE / "bundles").glob("*/configs/*.json"):
+    for file in (*(CLONE / "bundles").glob("*/configs/*.json"), *(CLONE / "configs" / "codes").glob("*.json")):
         assert (share / file.relative_to(CLONE)).read_bytes() == file.read_bytes()
 
 

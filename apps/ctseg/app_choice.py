@@ -37,9 +37,11 @@ def choose_bundles(conf: Mapping[str, str]) -> dict[str, BundleInfo]:
             f"there is no bundle to serve in {root}: expected folders with configs/metadata.json; "
             "install ctseg again, or name another folder with --conf bundles FOLDER"
         )
-    names = [name for part in str(conf.get("models") or "all").split(",") if (name := part.strip())]
-    if not names or "all" in names:
+    names = _names(conf)
+    if not names:
         return usable
+    parts = {name: [info.name for info in usable.values() if name in info.part_of] for name in names}
+    names = [part for name in names for part in (parts[name] if name not in usable and parts[name] else [name])]
     for name in names:
         if name not in usable:
             reason = found[name].problem if name in found else ""
@@ -49,6 +51,18 @@ def choose_bundles(conf: Mapping[str, str]) -> dict[str, BundleInfo]:
                 "name them with commas between (--conf models a,b), or leave --conf models out to serve all"
             )
     return {name: usable[name] for name in dict.fromkeys(names)}
+
+
+def offers(conf: Mapping[str, str], name: str) -> bool:
+    """Whether a model of several bundles is offered: `--conf models` names it, or everything."""
+    names = _names(conf)
+    return not names or name in names
+
+
+def _names(conf: Mapping[str, str]) -> list[str]:
+    """The models that `--conf models` names; empty for all."""
+    names = [name for part in str(conf.get("models") or "all").split(",") if (name := part.strip())]
+    return [] if "all" in names else names
 
 
 def stop_start(sentence: str) -> NoReturn:

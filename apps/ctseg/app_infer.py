@@ -17,7 +17,6 @@ from ctseg.devices import inference_device
 from ctseg.errors import BundleError, DeviceError
 from ctseg.organs import measure_organs
 from ctseg.registry import BundleInfo, get_bundle, verify_weights
-from ctseg.versions import Versions
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction, Predictor
@@ -65,7 +64,7 @@ class SegmentationTask(InferTask):
         results: Path,
         lock: threading.Lock,
         load: Callable[[BundleInfo, str], Predictor] = load_predictor,
-        data: Path | None = None,
+        in_use: Callable[[BundleInfo], BundleInfo] = lambda bundle: bundle,
     ) -> None:
         """Describe the bundle; nothing is loaded yet.
 
@@ -74,14 +73,14 @@ class SegmentationTask(InferTask):
             results: folder for the masks that are sent.
             lock: held while a network runs; all tasks share it, because they share the memory and the device.
             load: makes a predictor of a bundle and a device.
-            data: folder of the bundle's trainings, whose version in use is taken; None always takes the bundle's own.
+            in_use: gives the version to take of the bundle, one that was trained here or its own.
         """
         super().__init__(InferType.SEGMENTATION, info.labels, 3, info.description, {})
         self._folder = info.path
         self._results = results
         self._lock = lock
         self._load = load
-        self._data = data
+        self._in_use = in_use
         self._loaded: dict[str, tuple[tuple[object, ...], Predictor]] = {}
         devices = device_list()
         self._config = {"device": devices if "cpu" in devices else [*devices, "cpu"]}
@@ -134,13 +133,12 @@ class SegmentationTask(InferTask):
         start = time.perf_counter()
         file = write_result(prediction.label_map, prediction.volume, self._results, request)
         end = time.perf_counter()
-        answer = _described(prediction, write=end - start, total=end - begin)
+        answer = described(prediction, write=end - start, total=end - begin)
         logger.info("Segmented with %s on %s: %s", bundle.name, prediction.device, answer["latencies"])
         return str(file), answer
 
     def _bundle(self) -> BundleInfo:
-        shipped = get_bundle(self._folder.name, self._folder.parent)
-        return Versions(self._data, shipped).current() if self._data else shipped
+        return self._in_use(get_bundle(self._folder.name, self._folder.parent))
 
     def _predictor(self, bundle: BundleInfo, device: str) -> Predictor:
         """Return the kept predictor, or load it when the bundle changed on disk. Called with the lock held."""
@@ -160,7 +158,7 @@ def _why_untrained(bundle: BundleInfo) -> str:
     return ""
 
 
-def _described(prediction: Prediction, write: float, total: float) -> dict[str, Any]:
+def described(prediction: Prediction, write: float, total: float) -> dict[str, Any]:
     """Return the JSON part of the answer; its keys and `latencies` are those that MONAI Label's viewers know."""
     organs = measure_organs(prediction.label_map, prediction.labels, prediction.volume.source_affine)
     # 3D Slicer names the segments in the order of the values that occur, so an absent label must not be among them.

@@ -16,24 +16,27 @@ from typing import Any
 
 from app_access import listen_safely, live_config, read_access
 from app_audit import Audit
-from app_choice import choose_bundles, stop_start
+from app_choice import choose_bundles, offers, stop_start
 from app_http import harden, private_folder, refused, sentence_for
 from app_infer import SegmentationTask
+from app_organs import Networks, organ_tasks
+from app_predict import predict_routes
 from app_proxy import proxy_routes
 from app_routes import own_routes
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
 from app_sessions import PrivateSessions, session_routes
 from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
+from app_threads import stock_routes
 from app_train import FOLDER, TrainingTask
 from app_train_routes import training_routes
 from app_train_run import in_helper_process
 from app_train_versions import version_routes
-from app_threads import stock_routes
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
@@ -41,6 +44,7 @@ from monailabel.tasks.scoring.dice import Dice
 
 from ctseg import __version__
 from ctseg.errors import CtsegError
+from ctseg.registry import BundleInfo
 from ctseg.versions import Versions
 
 logger = logging.getLogger(__name__)
@@ -82,7 +86,7 @@ class CtsegApp(MONAILabelApp):
     def _routes(self) -> list[APIRoute]:
         """Our routes, then MONAI Label's in threads; the first of an address answers."""
         ours = [*training_routes(self), *version_routes(self._versions), *own_routes(self)]
-        ours += [*session_routes(self), *proxy_routes(self.studies)]
+        ours += [*predict_routes(self, self._networks), *session_routes(self), *proxy_routes(self.studies)]
         return [*ours, *stock_routes()]
 
     def _load_sessions(self, load: bool = False) -> PrivateSessions | None:
@@ -119,13 +123,16 @@ class CtsegApp(MONAILabelApp):
         if not shutil.which("itkimage2segimage"):
             logger.warning("itkimage2segimage is not on the PATH: DICOM SEG cannot be written; pip install dcmqi")
 
-    def init_infers(self) -> dict[str, SegmentationTask]:
-        """One task for each bundle, trained or not; they share a lock, so that two requests queue."""
-        lock, data = threading.Lock(), self._data_folder()
-        return {
-            name: SegmentationTask(info, self._private, lock, data=data / name if data else None)
+    def init_infers(self) -> dict[str, InferTask]:
+        """One task for each bundle, trained or not, and for several together; they share networks and a lock."""
+        lock = threading.Lock()
+        self._networks = Networks(self._bundles, lock, self._in_use)
+        tasks: dict[str, InferTask] = {
+            name: SegmentationTask(info, self._private, lock, self._networks.load, self._in_use)
             for name, info in self._bundles.items()
         }
+        several = organ_tasks(self._bundles, self._networks, self._private)
+        return tasks | {name: task for name, task in several.items() if offers(self.conf, name)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One task for each bundle that can be trained."""
@@ -236,13 +243,18 @@ class CtsegApp(MONAILabelApp):
             raise refused(404, f"there is no model {model!r} to train; the known ones are: {known}; name one of them")
         return task
 
+    def _in_use(self, shipped: BundleInfo) -> BundleInfo:
+        """A bundle's version in use: one that was trained here, or the shipped one."""
+        data = self._data_folder()
+        return Versions(data / shipped.name, shipped).current() if data else shipped
+
     def _versions(self, model: str) -> Versions:
         versions = self.trainer(model).versions()
         if versions is None:
             raise refused(404, f"{model} has no versions here: its studies are on a server, so nothing is trained here")
         return versions
 
-    def _task(self, model: Any) -> SegmentationTask:
+    def _task(self, model: Any) -> InferTask:
         task = self._infers.get(model) if isinstance(model, str) else None
         if task is None:
             known = ", ".join(self._infers)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import __version__, doctor, evaluation_command, importing, preparecommand, users
+from ctseg import __version__, doctor, evaluation_command, importing, labelcodes, preparecommand, users
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
+from ctseg.organchoice import default_task, select
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
-from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
+from ctseg.registry import BundleInfo, bundles_root, find_bundles
 
 _EXAMPLES = """examples:
   ctseg segment ct.nii.gz -o out              mask, mesh, preview and report into the folder out
   ctseg segment dicom_folder -o out --output nifti,json
+  ctseg segment ct.nii.gz -o out --organs gallbladder,liver    several organs, the first has priority
   ctseg segment study.zip -o out --device cuda:1
   ctseg tasks                                 what there is to segment, and how well it is known to work
 
@@ -65,11 +65,11 @@ def _kinds(text: str) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind in asked)
 
 
-def _default_task(bundles: Mapping[str, BundleInfo]) -> str | None:
-    """The segmentation bundle to take when none is named: the only trained one, or the only one; else None."""
-    segmenting = [info for info in bundles.values() if info.segments]
-    choice = [info.name for info in segmenting if info.trained] or [info.name for info in segmenting]
-    return choice[0] if len(choice) == 1 else None
+def _organs(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("no organ is named; ctseg tasks lists them under labels")
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     bundles = find_bundles()
-    default = _default_task(bundles)
+    default = default_task(bundles)
     segment = commands.add_parser(
         "segment", help="segment an image", description="Segment an image.", epilog=_OF_SEGMENT, formatter_class=plain
     )
@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"which bundle: {', '.join(bundles) or 'none found'}, or the path of one of your own"
         + (f" (default: {default})" if default else ""),
+    )
+    segment.add_argument(
+        "--organs",
+        type=_organs,
+        metavar="NAMES",
+        help="labels with commas between, each by the bundle that segments it (--task decides where several do); a "
+        "voxel that two claim belongs to the one named first",
     )
     segment.add_argument(
         "--device",
@@ -114,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         default=FACES,
         metavar="N",
         help=f"at most so many faces for each organ's surface; 0 keeps all (default: {FACES})",
+    )
+    segment.add_argument(
+        "--codes",
+        default=labelcodes.OWN,
+        metavar="SET",
+        help=f"the organs' values in the mask: {', '.join(labelcodes.presets())}, or a JSON file of names and values "
+        f"(default: {labelcodes.OWN}, the bundle's own)",
     )
     segment.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT even when they are not from an earlier run"
@@ -139,37 +153,27 @@ def _say(text: str) -> None:
     print(f"ctseg: {text}", file=sys.stderr, flush=True)
 
 
-def _chosen_bundle(task: str | None) -> BundleInfo:
-    if task is not None:
-        return get_bundle(task)
-    bundles = find_bundles()
-    default = _default_task(bundles)
-    if default is None:
-        trained = [info.name for info in bundles.values() if info.trained and info.segments]
-        listed = ", ".join(trained or bundles) or f"none in {bundles_root()}"
-        raise BundleError(f"it is not clear which bundle to run; name one with --task: {listed}")
-    return bundles[default]
-
-
 def _segment(arguments: argparse.Namespace) -> None:
     source: Path = arguments.input
     out: Path = arguments.out
-    bundle = _chosen_bundle(arguments.task)
+    selection = select(arguments.organs, arguments.task)
     if not source.exists():
         raise InputError(f"there is no file or folder {source}; name a NIfTI, NRRD, MetaImage, DICOM folder or zip")
-    if not bundle.segments:
-        raise BundleError(f"bundle {bundle.name} makes no mask; ctseg tasks lists the ones that segment")
-    verify_weights(bundle)
-    check_folder(out, source, file_names(arguments.output, bundle.labels), overwrite=arguments.overwrite)
+    labelcodes.codes_for(selection.labels, arguments.codes)
+    selection.check_ready()
+    check_folder(out, source, file_names(arguments.output, selection.labels), overwrite=arguments.overwrite)
 
-    _say(f"loading {bundle.name} {bundle.version}")
-    started = time.perf_counter()
-    from ctseg.prediction import Predictor  # brings torch and MONAI: seconds, so after every cheap refusal
+    _say(f"loading {', '.join(f'{info.name} {info.version}' for info in selection.bundles)}")
+    from ctseg.api import segment_volume  # brings torch and MONAI: seconds, so after every cheap refusal
 
-    predictor = Predictor(bundle, arguments.device)
-    load = time.perf_counter() - started
-    prediction = predictor.predict(source, progress=lambda stage: _say(_STAGES.get(stage, stage)))
-    prediction = dataclasses.replace(prediction, seconds={"load": load, **prediction.seconds})
+    prediction = segment_volume(
+        source,
+        organs=arguments.organs,
+        task=arguments.task,
+        codes=arguments.codes,
+        device=arguments.device,
+        progress=lambda stage: _say(_STAGES.get(stage, stage)),
+    ).prediction
     _say(f"writing {', '.join(arguments.output)}")
     files, report = write_outputs(prediction, out, arguments.output, faces=arguments.faces)
     print(_summary(report, out, files))

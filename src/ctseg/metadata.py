@@ -54,6 +54,7 @@ def metadata_of(values: Mapping[str, Any], task: str) -> dict[str, Any]:
             "licence": dict(values["licence"]),
             "weights": dict(values["weights"]) if values["weights"] else None,
             **({} if values.get("needs_weights", True) else {"needs_weights": False}),
+            **({"part_of": list(values["part_of"])} if values.get("part_of") else {}),
         },
     }
 

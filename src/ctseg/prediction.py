@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,14 @@ from ctseg.errors import BundleError, CtsegError
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, verify_weights
 from ctseg.volume import Volume
+
+
+class StudyLike(Protocol):
+    """What a `Predictor` asks of a `ctseg.study.Study`."""
+
+    @property
+    def volume(self) -> Volume:
+        """The image."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class Prediction:
         labels: label name -> code.
         seconds: stage -> seconds, in order: read, preprocess, network, postprocess.
         device: where the network ran, e.g. "cpu" or "cuda:0".
-        bundle: the bundle that ran.
+        bundle: the bundle that ran; of several organs' merged mask, what its labels are.
+        parts: the bundles that ran for a merged mask, else empty.
     """
 
     volume: Volume
@@ -43,6 +52,7 @@ class Prediction:
     seconds: dict[str, float]
     device: str
     bundle: BundleInfo
+    parts: tuple[BundleInfo, ...] = ()
 
 
 class Predictor:
@@ -67,6 +77,7 @@ class Predictor:
         weights = verify_weights(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
+        self._values: dict[str, Any] = dict(parser.config)
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         self._preprocessing = self._part(parser, "preprocessing")
@@ -78,39 +89,70 @@ class Predictor:
         # One study at a time: two requests must neither mix nor hold two volumes' features at once.
         self._lock = threading.Lock()
 
-    def predict(self, source: str | Path | Volume, progress: Callable[[str], None] | None = None) -> Prediction:
+    def predict(
+        self, source: str | Path | Volume | StudyLike, progress: Callable[[str], None] | None = None
+    ) -> Prediction:
         """Segment one study.
 
         Args:
-            source: a path that `ctseg.reading.read_volume` takes, or a volume read already.
+            source: a path that `ctseg.reading.read_volume` takes, a volume read already, or a `ctseg.study.Study`,
+                whose results of other bundles are then used and not computed again.
             progress: called with the name of each stage when it begins.
 
         Raises:
             CtsegError: for input that cannot be used; see `read_volume`.
         """
-        seconds: dict[str, float] = {}
-        with _stage("read", seconds, progress):
-            volume = source if isinstance(source, Volume) else read_volume(source, modality=self.bundle.modality)
-        with self._lock:
-            label_map = self._run(volume, seconds, progress)
+        volume, item, seconds = self.answer(source, progress)
         return Prediction(
             volume=volume,
-            label_map=label_map,
+            label_map=np.asarray(item["pred"][0].cpu()).astype(np.uint8, copy=False),
             labels=self.bundle.labels,
             seconds=seconds,
             device=self.device,
             bundle=self.bundle,
         )
 
+    def answer(
+        self, source: str | Path | Volume | StudyLike, progress: Callable[[str], None] | None = None
+    ) -> tuple[Volume, dict[str, Any], dict[str, float]]:
+        """Return a study, the item that the bundle's pipeline makes of it (`image`, `pred`), and seconds by stage.
+
+        What `pred` is, is the bundle's: a label map on the source's grid, or a classifier's probabilities.
+
+        Raises:
+            CtsegError: as `predict`.
+        """
+        seconds: dict[str, float] = {}
+        with _stage("read", seconds, progress):
+            volume, study = self._read(source)
+        with self._lock:
+            return volume, self._run(volume, study, seconds, progress), seconds
+
+    def value(self, name: str) -> Any:
+        """Return a plain value of the bundle's `inference.json`, None where it has none of that name."""
+        return self._values.get(name)
+
+    def _read(self, source: str | Path | Volume | StudyLike) -> tuple[Volume, StudyLike | None]:
+        if isinstance(source, Volume):
+            return source, None
+        if isinstance(source, str | Path):
+            return read_volume(source, modality=self.bundle.modality), None
+        return source.volume, source
+
     def _run(
-        self, volume: Volume, seconds: dict[str, float], progress: Callable[[str], None] | None
-    ) -> NDArray[np.uint8]:
+        self,
+        volume: Volume,
+        study: StudyLike | None,
+        seconds: dict[str, float],
+        progress: Callable[[str], None] | None,
+    ) -> dict[str, Any]:
         import torch
 
         try:
             with torch.inference_mode():
                 with _stage("preprocess", seconds, progress):
-                    item: dict[str, Any] = self._preprocessing({"image": volume})
+                    opened: dict[str, Any] = {"image": volume} if study is None else {"image": volume, "study": study}
+                    item: dict[str, Any] = self._preprocessing(opened)
                     batch = item["image"][None].to(as_device(self.device))
                 with _stage("network", seconds, progress):
                     item["pred"] = self._inferer(batch, self._network)[0]
@@ -122,7 +164,7 @@ class Predictor:
             if isinstance(error.__cause__, CtsegError):
                 raise error.__cause__ from error
             raise
-        return np.asarray(item["pred"][0].cpu()).astype(np.uint8, copy=False)
+        return item
 
     def _part(self, parser: Any, name: str) -> Any:
         try:
@@ -139,9 +181,9 @@ def _without_saving(steps: Any) -> Any:
     """The steps of a pipeline without the one that writes files: a `Predictor`'s caller decides what is written."""
     from monai.transforms import Compose
 
-    from ctseg.transforms import SaveMaskd
+    from ctseg.transforms import SaveMaskd, SavePresenced
 
-    return Compose([step for step in steps.transforms if not isinstance(step, SaveMaskd)])
+    return Compose([step for step in steps.transforms if not isinstance(step, (SaveMaskd, SavePresenced))])
 
 
 @contextmanager

@@ -91,8 +91,21 @@ class BundleInfo:
     @property
     def segments(self) -> bool:
         """Whether the bundle answers with a mask (and not, say, with a class)."""
+        return self._answers_with("segmentation")
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the bundle says of each slice if its organs are on it (`ctseg.presence`)."""
+        return self._answers_with("classification")
+
+    def _answers_with(self, kind: str) -> bool:
         outputs = self.metadata.get("network_data_format", _EMPTY).get("outputs", _EMPTY)
-        return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "segmentation")) == "segmentation"
+        return not self.problem and str(outputs.get("pred", _EMPTY).get("format", "segmentation")) == kind
+
+    @property
+    def part_of(self) -> tuple[str, ...]:
+        """Names of the server's models that answer with several bundles' organs, of which this bundle is one."""
+        return tuple(str(name) for name in self._block.get("part_of", ()))
 
     @property
     def needs_weights(self) -> bool:
@@ -168,6 +181,11 @@ def bundles_root() -> Path:
 def app_root() -> Path:
     """The MONAI Label app: the clone's `apps/ctseg`, or the copy inside an installed wheel."""
     return _shipped("apps/ctseg")
+
+
+def codes_root() -> Path:
+    """The folder of the sets of organ codes: the clone's `configs/codes`, or the copy inside an installed wheel."""
+    return _shipped("configs/codes")
 
 
 def _problem_with_label(entry: Any) -> str:
@@ -285,6 +303,13 @@ def get_bundle(name: str | Path, root: Path | None = None) -> BundleInfo:
     return info
 
 
+def fingerprint(info: BundleInfo) -> tuple[object, ...]:
+    """Return what stays the same as long as a loaded network is still the bundle's."""
+    files = [info.path / "configs" / "inference.json", *([info.weights] if info.weights else [])]
+    stats = [file.stat() for file in files if file.is_file()]
+    return (info.version, info.weights_sha256, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats))
+
+
 def verify_weights(info: BundleInfo) -> Path | None:
     """Check that a bundle's weights are there and are the ones its metadata names.
 
@@ -300,7 +325,7 @@ def verify_weights(info: BundleInfo) -> Path | None:
         return None
     if info.weights is None:
         raise BundleError(
-            f"bundle {info.name} is untrained: it ships no weights, so it cannot segment yet; train it first "
+            f"bundle {info.name} is untrained: it ships no weights, so it cannot be used yet; train it first "
             f"(python -m monai.bundle run --config_file {info.path / 'configs' / 'train.json'}) "
             f"or choose a trained one with --task (ctseg tasks lists them)"
         )

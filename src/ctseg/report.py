@@ -54,6 +54,14 @@ def _bundle(info: BundleInfo) -> dict[str, Any]:
     return {"name": info.name, "version": info.version, "weights_sha256": sha256, "weights": info.status}
 
 
+def _bundles(prediction: Prediction) -> dict[str, Any]:
+    """The bundle that ran, and those of a mask that several made."""
+    if not prediction.parts:
+        return {"bundle": _bundle(prediction.bundle)}
+    named = {"name": prediction.bundle.name, "version": prediction.bundle.version}
+    return {"bundle": named, "bundles": [_bundle(part) for part in prediction.parts]}
+
+
 def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
     snomed = {str(entry["name"]): entry.get("snomed") for entry in info.label_entries}
     opposite = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -95,7 +103,7 @@ def build_report(
         "schema": REPORT_SCHEMA,
         "intended_use": INTENDED_USE,
         "versions": versions(),
-        "bundle": _bundle(prediction.bundle),
+        **_bundles(prediction),
         "device": prediction.device,
         "source": source,
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],

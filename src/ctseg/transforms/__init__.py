@@ -4,14 +4,19 @@ from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
 from ctseg.transforms.pieces import RemoveSmallPiecesd
+from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 
 __all__ = [
     "KeepLargestCored",
     "LoadLabeld",
     "LoadVolumed",
+    "RandSlicesd",
     "RemoveSmallPiecesd",
     "RestoreGridd",
     "SaveMaskd",
+    "SavePresenced",
     "ToLabelMapd",
+    "ToPresenced",
+    "ToProbabilityd",
 ]

@@ -1,0 +1,173 @@
+"""Which slices of a study hold an organ: what a classification bundle answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctseg.errors import BundleError, ConfigError
+from ctseg.registry import BundleInfo
+from ctseg.volume import Volume
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+Run = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SlicePresence:
+    """What a classifier says of each slice of a study, in the order of the source's slices.
+
+    Attributes:
+        volume: the study.
+        labels: names of the organs, in the order of the columns of `probability`.
+        probability: (S, L) float32, 0 to 1: how sure the network is that the organ is on the slice.
+        positions: (S,) float64, ascending: index along `axis` of the source array of each slice's centre (a whole
+            number but for rounding where the slices are the source's own).
+        axis: the source array's cranio-caudal axis, 0, 1 or 2: the one closest to the patient's long axis.
+        threshold: from this probability on the organ counts as present.
+        seconds: stage -> seconds, in order: read, preprocess, network, postprocess.
+        device: where the network ran, e.g. "cpu" or "cuda:0".
+        bundle: the bundle that ran; None where a run of its configuration made the answer.
+    """
+
+    volume: Volume
+    labels: tuple[str, ...]
+    probability: NDArray[np.float32]
+    positions: NDArray[np.float64]
+    axis: int
+    threshold: float
+    seconds: dict[str, float] = field(default_factory=dict)
+    device: str = ""
+    bundle: BundleInfo | None = None
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """(S, L): whether each organ counts as present on each slice."""
+        return self.probability >= np.float32(self.threshold)
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """(S,): the number of each slice as a viewer counts it, from 1, along `axis` of the source."""
+        return np.rint(self.positions).astype(np.int64) + 1
+
+    @property
+    def positions_mm(self) -> NDArray[np.float64]:
+        """(S,): height of the middle of each slice in mm, RAS (grows to the head), as the source's affine has it."""
+        middle = (np.asarray(self.volume.shape, dtype=np.float64) - 1) / 2
+        points = np.tile(np.append(middle, 1.0), (len(self.positions), 1))
+        points[:, self.axis] = self.positions
+        heights: NDArray[np.float64] = points @ np.asarray(self.volume.source_affine, dtype=np.float64)[2]
+        return heights
+
+    def runs(self, label: str) -> list[Run]:
+        """First and last slice number of each unbroken run of slices on which an organ is present, ascending."""
+        return runs_of(self.numbers, self.present[:, self.labels.index(label)])
+
+
+def runs_of(numbers: Sequence[int] | NDArray[np.int64], present: Sequence[bool] | NDArray[np.bool_]) -> list[Run]:
+    """Return first and last number of each unbroken run of present slices."""
+    runs: list[Run] = []
+    open_run = False
+    for number, here in zip(numbers, present, strict=True):
+        if here:
+            runs.append((runs.pop()[0], int(number)) if open_run else (int(number), int(number)))
+        open_run = bool(here)
+    return runs
+
+
+def gaps_between(runs: Sequence[Run]) -> list[Run]:
+    """Return first and last number of each gap between runs."""
+    return [(before[1] + 1, after[0] - 1) for before, after in zip(runs, runs[1:], strict=False)]
+
+
+def slice_positions(image: MetaTensor) -> tuple[int, NDArray[np.float64]]:
+    """Return which axis of its source a prepared image's slices follow, and where on it each slice lies.
+
+    Args:
+        image: (C, I, J, S) as `ctseg.transforms.LoadVolumed` reads it and MONAI's transforms turn and resample it.
+
+    Returns:
+        The axis (0, 1 or 2), and (S,) float64 indices along it, in the order of the image's slices.
+    """
+    source = np.asarray(image.meta["original_affine"], dtype=np.float64).reshape(4, 4)
+    to_source = np.linalg.inv(source) @ np.asarray(image.affine, dtype=np.float64)
+    axis = int(np.abs(to_source[:3, 2]).argmax())
+    _, i, j, count = image.shape
+    centres = np.array([[(i - 1) / 2, (j - 1) / 2, k, 1.0] for k in range(count)])
+    return axis, centres @ to_source[axis]
+
+
+class PresencePredictor:
+    """A classification bundle with its network loaded once, ready for any number of studies.
+
+    Args:
+        bundle: a bundle that classifies and is trained.
+        device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
+        threshold: from this probability on an organ counts as present; None takes the bundle's own.
+
+    Raises:
+        BundleError: when the bundle makes masks, is untrained, or its weights are not the ones it names.
+        ConfigError: for a threshold outside of 0 to 1.
+        DeviceError: when the device is not there.
+    """
+
+    def __init__(self, bundle: BundleInfo, device: str = "auto", threshold: float | None = None) -> None:
+        if not bundle.classifies:
+            raise BundleError(
+                f"bundle {bundle.name} is no classifier: expected one that says on which slices an organ is; "
+                "ctseg tasks lists the kinds"
+            )
+        from ctseg.prediction import Predictor
+
+        self._predictor = Predictor(bundle, device)
+        self.bundle = bundle
+        self.device = self._predictor.device
+        self.threshold = checked_threshold(self._predictor.value("threshold") if threshold is None else threshold)
+
+    def predict(self, source: str | Path | Volume, progress: Callable[[str], None] | None = None) -> SlicePresence:
+        """Say of each slice of one study whether each organ is on it.
+
+        Args:
+            source: a path that `ctseg.reading.read_volume` takes, or a volume read already.
+            progress: called with the name of each stage when it begins.
+
+        Raises:
+            CtsegError: for input that cannot be used; see `read_volume`.
+        """
+        volume, item, seconds = self._predictor.answer(source, progress)
+        probability = np.asarray(item["pred"].cpu(), dtype=np.float32).T  # (L, S) -> (S, L)
+        axis, positions = slice_positions(item["image"])
+        order = np.argsort(positions, kind="stable")
+        return SlicePresence(
+            volume=volume,
+            labels=tuple(self.bundle.labels),
+            probability=probability[order],
+            positions=positions[order],
+            axis=axis,
+            threshold=self.threshold,
+            seconds=seconds,
+            device=self.device,
+            bundle=self.bundle,
+        )
+
+
+def checked_threshold(value: Any) -> float:
+    """Return a threshold of probability as a number.
+
+    Raises:
+        ConfigError: when it is none between 0 and 1.
+    """
+    try:
+        threshold = float(value)
+    except (TypeError, ValueError):
+        threshold = -1.0
+    if not 0.0 <= threshold <= 1.0:
+        raise ConfigError(f"The threshold of presence is {value!r}: expected a probability, 0 to 1.")
+    return threshold

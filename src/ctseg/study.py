@@ -1,0 +1,198 @@
+"""One study and everything found in it: read once, each bundle run once, shared by all who ask.
+
+So a bundle that takes another organ's mask, or is gated by a classifier, does not compute these again for each organ.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ctseg.errors import BundleError, InputError
+from ctseg.items import volume_of
+from ctseg.reading import read_volume
+from ctseg.registry import BundleInfo, fingerprint, get_bundle
+from ctseg.volume import Volume
+
+if TYPE_CHECKING:
+    from ctseg.prediction import Prediction, Predictor
+    from ctseg.presence import PresencePredictor, SlicePresence
+
+Made = TypeVar("Made")
+Bundle = str | Path | BundleInfo
+
+
+class _Once(Generic[Made]):
+    """Values by key, each made once however many threads ask for it; different keys do not wait for each other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: dict[Hashable, threading.Lock] = {}
+        self._values: dict[Hashable, tuple[object, Made]] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Made], state: object = None) -> Made:
+        """Return the value of `key`, made anew when `state` is not what it was made in."""
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            kept = self._values.get(key)
+            if kept is None or kept[0] != state:
+                self._values.pop(key, None)  # the old one is freed before the new one is made
+                kept = self._values[key] = (state, make())
+            return kept[1]
+
+
+class Predictors:
+    """Loaded networks, kept warm; any number of threads may ask.
+
+    A network is loaded again when its bundle's files change on disk.
+
+    Args:
+        device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
+        root: folder of the bundles that names are looked up in; None takes the shipped ones.
+    """
+
+    def __init__(self, device: str = "auto", root: Path | None = None) -> None:
+        self.device = device
+        self.root = root
+        self._segmenters: _Once[Predictor] = _Once()
+        self._classifiers: _Once[PresencePredictor] = _Once()
+
+    def bundle(self, name: Bundle) -> BundleInfo:
+        """Return a bundle by its name, its folder's path, or as it is.
+
+        Raises:
+            BundleError: there is none of that name, or it is broken.
+        """
+        return name if isinstance(name, BundleInfo) else get_bundle(name, self.root)
+
+    def segmenter(self, name: Bundle) -> Predictor:
+        """Return the loaded network of a bundle that answers with a mask.
+
+        Raises:
+            BundleError: unknown, untrained, broken, or not a segmenter.
+            DeviceError: the device is not there.
+        """
+        info = self.bundle(name)
+        if not info.segments:
+            raise BundleError(
+                f"bundle {info.name} makes no mask, but a segmenter is needed here; name one that segments "
+                "(ctseg tasks lists them)"
+            )
+        from ctseg.prediction import Predictor
+
+        return self._segmenters.get(info.path, lambda: Predictor(info, self.device), fingerprint(info))
+
+    def classifier(self, name: Bundle) -> PresencePredictor:
+        """Return the loaded network of a bundle that says on which slices an organ is.
+
+        Raises:
+            BundleError: unknown, untrained, broken, or not a classifier.
+            DeviceError: the device is not there.
+        """
+        info = self.bundle(name)
+        if not info.classifies:
+            raise BundleError(
+                f"bundle {info.name} says nothing about slices, but a classifier is needed here; name one that "
+                "classifies (ctseg tasks lists them)"
+            )
+        from ctseg.presence import PresencePredictor
+
+        return self._classifiers.get(info.path, lambda: PresencePredictor(info, self.device), fingerprint(info))
+
+
+class Study:
+    """One image and what bundles find in it, each computed when first asked for and then kept.
+
+    Args:
+        source: a path that `ctseg.reading.read_volume` takes, or a volume read already.
+        predictors: the loaded networks, to be shared between studies; None loads those that are needed.
+        device: for `predictors` None: "auto", "cpu", "cuda" or "cuda:N".
+        modality: of the image; "CT" switches the plausibility checks of HU on.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Volume,
+        predictors: Predictors | None = None,
+        device: str = "auto",
+        modality: str = "CT",
+    ) -> None:
+        self.source = source
+        self.modality = modality
+        self.predictors = predictors or Predictors(device)
+        self._volume: _Once[Volume] = _Once()
+        self._predictions: _Once[Prediction] = _Once()
+        self._presences: _Once[SlicePresence] = _Once()
+
+    @property
+    def volume(self) -> Volume:
+        """The image, read when first asked for.
+
+        Raises:
+            InputError, GeometryError, ResourceError: as `ctseg.reading.read_volume`.
+        """
+        source = self.source
+        if isinstance(source, Volume):
+            return source
+        return self._volume.get("", lambda: read_volume(source, modality=self.modality))
+
+    def prediction(self, bundle_name: Bundle, progress: Callable[[str], None] | None = None) -> Prediction:
+        """Return a segmenter's result on this study.
+
+        Args:
+            bundle_name: a name, the path of a bundle's folder, or a `BundleInfo`.
+            progress: called with the name of each stage when it begins; not when the result is there already.
+
+        Raises:
+            CtsegError: for input or a bundle that cannot be used.
+        """
+        info = self.predictors.bundle(bundle_name)
+        if info.modality.upper() != self.modality.upper():
+            raise InputError(
+                f"bundle {info.name} is made for {info.modality}, but the study was read as {self.modality}: "
+                "choose a bundle for this kind of image."
+            )
+        predictor = self.predictors.segmenter(info)
+        return self._predictions.get(info.path, lambda: predictor.predict(self, progress))
+
+    def presence(self, bundle_name: Bundle) -> SlicePresence:
+        """Return a classifier's result on this study, slice by slice.
+
+        Raises:
+            CtsegError: for input or a bundle that cannot be used.
+        """
+        info = self.predictors.bundle(bundle_name)
+        classifier = self.predictors.classifier(info)
+        return self._presences.get(info.path, lambda: classifier.predict(self.volume))
+
+
+class OpenStudyd:
+    """First transform of a pipeline whose bundle may need others: makes the item's image a study.
+
+    The image is read (`ctseg.items.volume_of`) and the item gets a `study`, unless its caller gave one.
+
+    Args:
+        keys: the image's key.
+        modality: what the voxels are expected to be.
+        device: where the networks of other bundles run.
+    """
+
+    def __init__(self, keys: str = "image", modality: str = "CT", device: str = "auto") -> None:
+        self.key = keys
+        self.modality = modality
+        self.device = str(device)
+        self._predictors: Predictors | None = None  # made late: what is sent to other processes holds no locks
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with its image read and its study."""
+        item = dict(data)
+        if item.get("study") is None:
+            if self._predictors is None:
+                self._predictors = Predictors(self.device)
+            volume = volume_of(item[self.key], item, self.modality)
+            item["study"] = Study(volume, self._predictors, modality=self.modality)
+        item[self.key] = item["study"].volume
+        return item
