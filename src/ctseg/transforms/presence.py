@@ -1,4 +1,4 @@
-"""Slices for a classifier: one drawn out of a volume, masks turned into presence, logits into probabilities, a table."""
+"""Slices for a classifier: drawn out of a volume, masks turned into presence, logits into probabilities, a table."""
 
 from __future__ import annotations
 
