@@ -119,9 +119,7 @@ class Predictor:
         """Return a plain value of the bundle's `inference.json`, None where it has none of that name."""
         return self._values.get(name)
 
-    def _run(
-        self, volume: Volume, seconds: dict[str, float], progress: Callable[[str], None] | None
-    ) -> dict[str, Any]:
+    def _run(self, volume: Volume, seconds: dict[str, float], progress: Callable[[str], None] | None) -> dict[str, Any]:
         import torch
 
         try:

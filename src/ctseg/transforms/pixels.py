@@ -72,4 +72,5 @@ class PixelSpacingd(MapTransform):
         scale = np.eye(4)
         for axis, ratio in enumerate(sizes / new):
             scale[axis, axis], scale[axis, 3] = ratio, (ratio - 1) / 2
-        return MetaTensor(slices.permute(1, 2, 3, 0), affine=torch.as_tensor(affine @ scale), meta=tensor.meta)
+        meta = {**tensor.meta, "affine": torch.as_tensor(affine @ scale)}
+        return MetaTensor(slices.permute(1, 2, 3, 0), meta=meta)
