@@ -85,6 +85,14 @@ def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
     channels = {"0": "background", **{str(label["code"]): label["name"] for label in labels}}
     inputs = ["image", *(f"{organ} mask" for organ in values.get("input_organs", []))]
     tensor = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
+    answer = values.get("answer", "segmentation")
+    mask = {
+        **tensor,
+        "format": "segmentation",
+        "num_channels": 1 if len(labels) == 1 else len(labels) + 1,
+        "value_range": [0.0, 1.0],
+        "channel_def": channels,
+    }
     return {
         "inputs": {
             "image": {
@@ -96,13 +104,20 @@ def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
                 "channel_def": {str(number): name for number, name in enumerate(inputs)},
             }
         },
-        "outputs": {
-            "pred": {
-                **tensor,
-                "format": "segmentation",
-                "num_channels": 1 if len(labels) == 1 else len(labels) + 1,
-                "value_range": [0.0, 1.0],
-                "channel_def": channels,
-            }
-        },
+        "outputs": {"pred": _classes(values) if answer == "classification" else mask},
+    }
+
+
+def _classes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A classifier's answer: one number an organ for each image."""
+    names = [label["name"] for label in values["labels"]]
+    return {
+        "type": "probabilities",
+        "format": "classification",
+        "num_channels": len(names),
+        "spatial_shape": [1, len(names)],
+        "dtype": "float32",
+        "is_patch_data": False,
+        "value_range": [0.0, 1.0],
+        "channel_def": {str(index): name for index, name in enumerate(names)},
     }

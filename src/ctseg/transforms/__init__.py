@@ -5,6 +5,7 @@ from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
 from ctseg.transforms.organs import AddOrgansd, GateSlicesd, SplitOrgansd
 from ctseg.transforms.pieces import RemoveSmallPiecesd
+from ctseg.transforms.pixels import PixelSpacingd
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 
@@ -14,6 +15,7 @@ __all__ = [
     "KeepLargestCored",
     "LoadLabeld",
     "LoadVolumed",
+    "PixelSpacingd",
     "RandSlicesd",
     "RemoveSmallPiecesd",
     "RestoreGridd",
