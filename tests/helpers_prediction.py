@@ -44,6 +44,8 @@ class FakePrediction:
         default_factory=lambda: {"read": 0.5, "preprocess": 0.25, "network": 2.0, "postprocess": 0.125}
     )
 
+    slices: Any = None
+
     @property
     def labels(self) -> dict[str, int]:
         """The bundle's labels."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg import __version__, evaluation_command, importing, preparecommand
+from ctseg.dependencies import check_dependencies, dependency_problem
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
@@ -156,6 +157,7 @@ def _segment(arguments: argparse.Namespace) -> None:
     if not bundle.segments:
         raise BundleError(f"bundle {bundle.name} makes no mask; ctseg tasks lists the ones that segment")
     verify_weights(bundle)
+    check_dependencies(bundle)
     check_folder(out, source, file_names(arguments.output, bundle.labels), overwrite=arguments.overwrite)
 
     _say(f"loading {bundle.name} {bundle.version}")
@@ -191,6 +193,9 @@ def _summary(report: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
         if organ["touches_edge"]:
             edges = ", ".join(organ["edges_touched"])
             lines.append(f"note: {organ['name']} reaches the edge of the scan ({edges}): its volume is a lower bound")
+    if slices := report["slices"]:
+        chosen = f", chosen by {slices['gate']}" if slices["gate"] else ""
+        lines.append(f"slices run: {slices['run']} of {slices['of']}{chosen}")
     lines += [f"note: {note}" for note in report["notes"]]
     lines += [f"{out}: {'  '.join(file.name for file in files)}", report["intended_use"]]
     return "\n".join(lines)
@@ -206,6 +211,8 @@ def _task_entry(info: BundleInfo) -> dict[str, Any]:
         "kind": info.kind,
         "status": info.status,
         "trained": info.trained,
+        "depends_on": list(info.depends_on),
+        "problem": info.problem or dependency_problem(info),
         "evidence": info.problem or info.evidence,
         "licence": info.licence,
     }
@@ -230,10 +237,13 @@ def _tasks(arguments: argparse.Namespace) -> None:
     for number, row in enumerate(rows):
         print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
         if number:
-            print(
-                f"    {'problem' if entries[number - 1]['status'] == 'broken' else 'evidence'}: "
-                f"{entries[number - 1]['evidence']}"
-            )
+            entry = entries[number - 1]
+            if entry["status"] != "broken":
+                print(f"    evidence: {entry['evidence']}")
+            if entry["depends_on"]:
+                print(f"    needs: {', '.join(one['bundle'] for one in entry['depends_on'])}")
+            if entry["problem"]:
+                print(f"    problem: {entry['problem']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

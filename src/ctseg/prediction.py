@@ -97,7 +97,8 @@ class Predictor:
         check_dependencies(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
-        self._values: dict[str, Any] = dict(parser.config)
+        read: Any = parser.config
+        self._values: dict[str, Any] = dict(read)
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         for name, value in (overrides or {}).items():
