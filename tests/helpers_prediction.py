@@ -46,6 +46,7 @@ class FakePrediction:
 
     labels: dict[str, int] = field(default_factory=dict)
     parts: tuple[BundleInfo, ...] = ()
+    slices: Any = None
 
     def __post_init__(self) -> None:
         """Unless others are given, the labels are the bundle's."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctseg.dependencies import check_dependencies
 from ctseg.errors import BundleError, ConfigError
 from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
 
@@ -60,10 +61,12 @@ class Selection:
         """Refuse before the long work what cannot run.
 
         Raises:
-            BundleError: a bundle is untrained, or its weights are missing or not the ones it names.
+            BundleError: a bundle is untrained, its weights are missing or not the ones it names, or so with a bundle
+                that it depends on.
         """
         for info in self.bundles:
             verify_weights(info)
+            check_dependencies(info)
 
 
 def select(organs: Sequence[str] | None = None, task: str | Path | None = None, root: Path | None = None) -> Selection:

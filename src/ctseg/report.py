@@ -5,6 +5,7 @@ It holds no path, patient name or date: a DICOM source is named by its series, a
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
@@ -105,6 +106,7 @@ def build_report(
         "versions": versions(),
         **_bundles(prediction),
         "device": prediction.device,
+        "slices": dataclasses.asdict(prediction.slices) if prediction.slices else None,
         "source": source,
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],
         "seconds": {**stages, "total": round(sum(float(value) for value in seconds.values()), 3)},
