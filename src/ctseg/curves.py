@@ -113,8 +113,8 @@ def _panel(axes: Any, history: History, kind: str, text: str, names: Sequence[st
         )  # fmt: skip
     if kind == "lr" and min(smallest) > 0:
         axes.set_yscale("log")
-    elif kind == "metric" and all(0 <= low for low in smallest):
-        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) if axes.get_ylim()[1] > 1.02 else 1.02)
+    elif kind == "metric" and min(smallest) >= 0:
+        axes.set_ylim(0, max(1.02, axes.get_ylim()[1]))
     axes.set_title(text)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

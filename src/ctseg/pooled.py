@@ -159,9 +159,7 @@ class PooledOverlap(Metric):
     def compute(self) -> float:
         """Return the mean over the labels that have a value; NaN when none has."""
         counted, patients = self._gathered()
-        values = {
-            name: one.value(self.overlap, self.over) for name, one in zip(self.labels, counted, strict=True)
-        }
+        values = {name: one.value(self.overlap, self.over) for name, one in zip(self.labels, counted, strict=True)}
         known = [value for value in values.values() if value is not None]
         mean = sum(known) / len(known) if known else None
         if self.save_to is not None and idist.get_rank() == 0:

@@ -32,7 +32,7 @@ def flat_settings(parser: Any) -> dict[str, Setting]:
     as it is written. A list of plain values is one setting.
     """
     known: Mapping[str, Any] = parser.ref_resolver.resolved_content
-    return {place: _worked_out(value, known.get(place)) for place, value in _leaves("", parser.config)}
+    return {place: _worked_out(value, place, known) for place, value in _leaves("", parser.config)}
 
 
 def _leaves(place: str, node: Any) -> Iterator[tuple[str, Any]]:
@@ -46,9 +46,11 @@ def _leaves(place: str, node: Any) -> Iterator[tuple[str, Any]]:
         yield place, node
 
 
-def _worked_out(written: Any, value: Any) -> Setting:
-    if isinstance(written, str) and written[:1] in ("@", "$") and value is not None and _is_plain(value):
-        return list(value) if isinstance(value, (list, tuple)) else value
+def _worked_out(written: Any, place: str, known: Mapping[str, Any]) -> Setting:
+    if isinstance(written, str) and written[:1] in ("@", "$"):
+        value = known.get(place, known.get(written[1:].replace("#", "::")) if written[0] == "@" else None)
+        if value is not None and _is_plain(value) and value != written:
+            return list(value) if isinstance(value, (list, tuple)) else value
     return written if _is_plain(written) else str(written)
 
 
