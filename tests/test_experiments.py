@@ -13,7 +13,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from ctseg.organslices import KeepOrganSlicesd
-from ctseg.training import Monitor
+from ctseg.training import Monitor, SaveBest
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "configs" / "experiments"
@@ -185,8 +185,8 @@ def test_the_switches_reach_their_places(tiny_dataset: Path, tmp_path: Path) -> 
     assert keep.enabled
     (monitor,) = [step for step in run.parser.get_parsed_content("train::handlers") if isinstance(step, Monitor)]
     assert (monitor.metric, monitor.patience) == ("val_mean_iou", 2)
-    (saver,) = [step for step in run.parser["validate"]["handlers"] if step["_target_"] == "CheckpointSaver"]
-    assert saver["key_metric_name"] == "@monitor"
+    (saver,) = [step for step in run.parser.get_parsed_content("validate::handlers") if isinstance(step, SaveBest)]
+    assert saver.metric == "val_mean_iou"
 
 
 def test_training_and_inference_share_window_spacing_and_size() -> None:

@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import __version__, doctor, evaluation_command, importing, labelcodes, preparecommand, users
+from ctseg import (
+    __version__,
+    curves,
+    doctor,
+    evaluation_command,
+    experiment_command,
+    importing,
+    labelcodes,
+    preparecommand,
+    users,
+)
 from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
@@ -43,6 +53,16 @@ examples:
   ctseg segment dicom_folder -o out --output nifti,json
   ctseg segment ct.nii.gz -o out --output glb --faces 50000
   ctseg segment ct.nrrd -o out --task path/to/my/bundle"""
+
+_MORE_COMMANDS = (
+    evaluation_command,
+    preparecommand,
+    importing,
+    experiment_command,
+    curves,
+    users,
+    doctor,
+)
 
 _STAGES = {
     "read": "reading the image",
@@ -142,11 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     tasks.add_argument("--json", action="store_true", help="as JSON")
     tasks.set_defaults(run=_tasks)
-    evaluation_command.add_command(commands)
-    preparecommand.add_command(commands)
-    importing.add_command(commands)
-    doctor.add_command(commands)
-    users.add_command(commands)
+    for module in _MORE_COMMANDS:
+        module.add_command(commands)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, EarlyStopping
 from monai.engines import default_prepare_batch
-from monai.handlers import CheckpointSaver
 from torch.nn.functional import interpolate
 
 from ctseg.errors import ConfigError
+from ctseg.files import written_beside
+from ctseg.history import History, stalled
 from ctseg.partial import with_flags
 from ctseg.schedules import stages_of
 from ctseg.sentences import said_plainly
@@ -49,7 +51,8 @@ class StartFrom:
         if newest is not None:
             checkpoint = torch.load(newest, map_location="cpu", weights_only=True)
             epochs, length = engine.state.max_epochs, _length(self.items["lr_scheduler"])
-            Checkpoint.load_objects(to_load={**self.items, "trainer": engine}, checkpoint=checkpoint)
+            items = {name: item for name, item in self.items.items() if name != "history" or name in checkpoint}
+            Checkpoint.load_objects(to_load={**items, "trainer": engine}, checkpoint=checkpoint)
             # How long to train is the configuration's to say: a training can be resumed with more epochs.
             engine.state.max_epochs = epochs
             vars(self.items["lr_scheduler"]).update(length)
@@ -67,6 +70,8 @@ def _length(scheduler: Any) -> dict[str, Any]:
 class SaveEachEpoch:
     """Handler that keeps the newest epoch's whole state, so that a killed training can go on.
 
+    The file is written beside and renamed, and only then the one before is taken away: a kill leaves one of the two.
+
     Args:
         items: what a checkpoint holds by name; the trainer itself is added (a configuration cannot name it here, since
             the trainer names its handlers).
@@ -79,10 +84,56 @@ class SaveEachEpoch:
 
     def attach(self, engine: Engine) -> None:
         """Save after every epoch of `engine`."""
-        saver = CheckpointSaver(
-            save_dir=str(self.ckpt_dir), save_dict={**self.items, "trainer": engine}, save_interval=1, n_saved=1
-        )
-        saver.attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save now."""
+        state = {name: _bare(item).state_dict() for name, item in {**self.items, "trainer": engine}.items()}
+        path = self.ckpt_dir / f"checkpoint_epoch={engine.state.epoch}.pt"
+        with written_beside(path) as beside:
+            torch.save(state, beside)
+        for old in self.ckpt_dir.glob("checkpoint_epoch=*.pt"):
+            if old != path:
+                old.unlink(missing_ok=True)
+        engine.logger.info(f"Saved checkpoint at epoch: {engine.state.epoch}")
+
+
+class SaveBest:
+    """Handler of the validator that keeps the weights of the best validation as `model.pt`: tensors only.
+
+    The best before an interruption is known from the history, so that a worse network does not win after it.
+
+    Args:
+        network: whose weights are kept.
+        metric: the larger, the better; one that is no number is passed over.
+        ckpt_dir: folder of this training's checkpoints.
+        history: the training's epochs; `Record` adds one after its validation.
+    """
+
+    def __init__(self, network: torch.nn.Module, metric: str, ckpt_dir: str | Path, history: History) -> None:
+        self.network = network
+        self.metric = metric
+        self.path = Path(ckpt_dir) / "model.pt"
+        self.history = history
+
+    def attach(self, engine: Engine) -> None:
+        """Keep the best after each run of `engine`, the validator."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save when this validation is the best."""
+        value, best = float(engine.state.metrics[self.metric]), self.history.best(self.metric)
+        if not math.isfinite(value):
+            engine.logger.warning(f"{self.metric} has no value in this validation: no weights are kept of it.")
+        elif best is None or value > best or not self.path.is_file():
+            with written_beside(self.path) as beside:
+                torch.save(_bare(self.network).state_dict(), beside)
+            engine.logger.info(f"Kept the weights: {self.metric} {value:.4f} is the best so far.")
+
+
+def _bare(item: Any) -> Any:
+    """The network within the wrapper of a training on several processes."""
+    return item.module if isinstance(item, torch.nn.parallel.DistributedDataParallel) else item
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -158,6 +209,7 @@ class Monitor:
         known: the metrics that there are.
         patience: validations without a better value until training stops; None never stops it.
         lr_scheduler: told each value when it wants them (`measure`).
+        history: the epochs before an interruption; early stop counts on from them.
 
     Raises:
         SystemExit: naming the known ones, when the metric is not among them; a ConfigError outside a run.
@@ -170,11 +222,13 @@ class Monitor:
         known: Sequence[str],
         patience: int | None = None,
         lr_scheduler: Any = None,
+        history: History | None = None,
     ) -> None:
         said_plainly(_check_metric)(metric, known)
         self.validator = validator
         self.metric = metric
         self.patience = patience
+        self.history = history
         self.measure: Callable[[float], None] | None = getattr(lr_scheduler, "measure", None)
 
     def attach(self, engine: Engine) -> None:
@@ -186,6 +240,13 @@ class Monitor:
             # Ignite's own: MONAI's wrapper of it calls it in a way that it warns of.
             stop = EarlyStopping(self.patience, self._value, trainer=engine)
             self.validator.add_event_handler(Events.EPOCH_COMPLETED, stop)
+            engine.add_event_handler(Events.STARTED, lambda _: self._go_on(stop))
+
+    def _go_on(self, stop: EarlyStopping) -> None:
+        """Count on from the validations before an interruption."""
+        values = [value for _, value in self.history.values(self.metric)] if self.history is not None else []
+        if values:
+            stop.best_score, stop.counter = max(values), stalled(values)
 
     def _value(self, engine: Engine) -> float:
         return float(engine.state.metrics[self.metric])
