@@ -172,6 +172,7 @@ def _run_config(plan: Plan, run: Path, progress: Progress, resumed: bool) -> Non
             dataset_dir=str(plan.data.folder),
             datalist=DATALIST,
             ckpt_dir=str(run),
+            cache_dir=str(plan.data.folder / "prepared"),  # for all runs: a study is prepared anew when it changes
             device=options.device,
             pretrained=str(plan.start) if plan.start else None,
             resume=resumed,
