@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
 from app_train import TrainingTask
 from app_train_routes import training_routes
 from app_train_run import in_helper_process
+from app_viewer import viewer_routes
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -33,6 +33,7 @@ from monailabel.tasks.scoring.dice import Dice
 
 from ctseg import __version__
 from ctseg.errors import CtsegError
+from ctseg.registry import BundleInfo
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class CtsegApp(MONAILabelApp):
         )
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
-        harden(partial(training_routes, self))
+        harden(lambda: [*training_routes(self), *viewer_routes(self)])
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
@@ -178,6 +179,19 @@ class CtsegApp(MONAILabelApp):
             if in_helper_process():
                 raise SystemExit(f"ctseg: {error}") from error
             raise refused(*sentence_for(error, Path(self.studies).resolve(), "the studies")) from error
+
+    def bundles(self) -> dict[str, BundleInfo]:
+        """Return the bundles that are served, by name."""
+        return dict(self._bundles)
+
+    def model_labels(self, model: str) -> dict[str, int]:
+        """Return a model's labels and their values in its masks. Raises HTTPException: 404 with the known names."""
+        labels: dict[str, int] = self._task(model).info()["labels"]
+        return labels
+
+    def label_stored(self, image: str, label: str) -> None:
+        """Learn that the viewer has stored a label (a DICOM SEG series) of an image (a series)."""
+        self.on_save_label(image, label)
 
     def trainer_names(self) -> list[str]:
         """Return the names of the models that can be trained."""
