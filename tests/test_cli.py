@@ -131,7 +131,7 @@ def test_the_default_is_the_only_trained_bundle_and_else_asked_for(
     ("option", "said"),
     [
         (["--device", "tpu"], "'tpu' is no device; expected auto, cpu, cuda"),
-        (["--output", "png,ply"], "ply is no kind of output; expected one or more of nifti,stl,obj,glb,png,json"),
+        (["--output", "png,ply"], "ply is no kind of output; expected one or more of nifti,seg,stl,obj,glb,png,json"),
         (["--output", ","], "no kind of output is named"),
         (["--faces", "99"], "'99' is no number of faces; expected 100 or more, or 0 for all"),
         (["--faces", "-5"], "'-5' is no number of faces"),

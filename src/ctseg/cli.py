@@ -28,6 +28,8 @@ Research use only: not a medical device, not for diagnosis."""
 
 _OF_SEGMENT = """what is written into OUT:
   mask.nii.gz    label map on exactly the input's grid (nifti)
+  segmentation.dcm
+                 DICOM SEG on the slices of a DICOM input, with SNOMED CT codes (seg)
   <organ>.stl    surface in mm, LPS, as 3D Slicer takes it (stl)
   <organ>.obj    the same as Wavefront OBJ (obj)
   <organ>.glb    the same in colour, life-size and upright for augmented reality: metres, +Y up (glb);

@@ -77,6 +77,7 @@ def _read_folder(path: Path, what: str, modality: str) -> Loaded:
         series_uid=ordered[0].series_uid,
         notes=(*notes, *words),
         eight_bit=all(image.bits <= 8 and not image.rescaled for image in ordered),
+        slices=tuple(ordered),
     )
 
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from ctseg.organs import Organ
     from ctseg.prediction import Prediction
 
-KINDS = ("nifti", *MESH_KINDS, "png", "json")
+KINDS = ("nifti", "seg", *MESH_KINDS, "png", "json")
 USUAL_KINDS = ("nifti", "stl", "png", "json")  # what is written when no kinds are named
-MASK, PREVIEW, REPORT = "mask.nii.gz", "preview.png", "report.json"
+MASK, SEG, PREVIEW, REPORT = "mask.nii.gz", "segmentation.dcm", "preview.png", "report.json"
 
 
 def file_names(kinds: Collection[str], labels: Mapping[str, int]) -> list[str]:
     """Names of the files that a run with these kinds of output may write."""
-    names = [MASK] * ("nifti" in kinds) + [PREVIEW] * ("png" in kinds)
+    names = [MASK] * ("nifti" in kinds) + [SEG] * ("seg" in kinds) + [PREVIEW] * ("png" in kinds)
     return names + mesh_names(kinds, labels) + [REPORT] * ("json" in kinds)
 
 
@@ -60,8 +60,13 @@ def check_folder(out: Path, source: Path, names: Collection[str], *, overwrite: 
         overwrite: whether files that are not from an earlier run may be replaced.
 
     Raises:
-        OutputError: `out` is a file, cannot be made or written, is the input itself, or holds a file of another's.
+        OutputError: `out` is a file, cannot be made or written, is the input itself, or holds a file of another's; a
+            DICOM SEG is asked for of something else than DICOM.
     """
+    if SEG in names:
+        from ctseg.dicomseg import check_can_write
+
+        check_can_write(source)
     if out.exists() and not out.is_dir():
         raise OutputError(f"cannot write into {out}: it is a file, expected a folder; name another with -o")
     if out.resolve() == source.resolve():
@@ -105,6 +110,11 @@ def _write_all(
 
         files.append(Path(write_mask(label_map, volume, folder / MASK)))
         done("write mask")
+    if "seg" in kinds:
+        from ctseg.dicomseg import write_prediction
+
+        files.append(write_prediction(prediction, folder / SEG))
+        done("write seg")
     colors = prediction.bundle.colors
     if not set(kinds).isdisjoint(MESH_KINDS):
         files += write_meshes(volume, label_map, labels, folder, kinds=kinds, faces=faces, colors=colors)

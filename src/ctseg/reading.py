@@ -59,6 +59,7 @@ def read_volume(path: str | Path, modality: str = "CT") -> Volume:
         header=loaded.header,
         series_uid=loaded.series_uid,
         notes=(*loaded.notes, *(word for word in words if word)),
+        slices=loaded.slices,
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ctseg.dicomseries import Slice
 
 _INT16 = np.iinfo(np.int16)
 
@@ -23,6 +26,7 @@ class Loaded:
         series_uid: SeriesInstanceUID of a DICOM series.
         notes: one sentence for each thing that was corrected or chosen.
         eight_bit: the file keeps unsigned 8-bit values without scaling.
+        slices: what the files of a DICOM series say of themselves, in the order of the last axis.
     """
 
     array: NDArray[Any]
@@ -32,6 +36,7 @@ class Loaded:
     series_uid: str | None = None
     notes: tuple[str, ...] = ()
     eight_bit: bool = False
+    slices: tuple[Slice, ...] = ()
 
 
 def scaled(raw: NDArray[Any], slope: float = 1.0, inter: float = 0.0) -> NDArray[Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ctseg.dicomseries import Slice
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Volume:
         header: the nibabel header of a NIfTI source, so that a mask repeats its sform and qform bit for bit.
         series_uid: SeriesInstanceUID of a DICOM source.
         notes: one sentence for each thing that was corrected or chosen on the way in.
+        slices: of a DICOM source, what each file says of itself, in the order of the array's last axis; the files of a
+            zip are gone by then, so only their UIDs and places count.
     """
 
     array: NDArray[Any]
@@ -35,6 +40,7 @@ class Volume:
     header: Any = None
     series_uid: str | None = None
     notes: tuple[str, ...] = field(default=())
+    slices: tuple[Slice, ...] = field(default=(), repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
