@@ -60,7 +60,7 @@ def ct_series(array: NDArray[Any], affine: NDArray[np.float64], case: str) -> li
         image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = CTImageStorage
         image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
         image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = study, series, frame
-        image.PatientID, image.PatientName, image.PatientBirthDate, image.PatientSex = case, case, "", ""
+        image.PatientID, image.PatientName, image.PatientBirthDate, image.PatientSex = case, f"{case}^", "", ""
         image.StudyDate, image.StudyTime, image.StudyID, image.AccessionNumber = "20260102", "101500", case, ""
         image.ContentDate, image.ContentTime, image.StudyDescription = "20260102", "101500", case
         image.ReferringPhysicianName, image.Manufacturer, image.PositionReferenceIndicator = "", "phantom", ""

@@ -22,7 +22,6 @@ from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
 
 _UID = r"^[0-9.]{1,64}$"
-_IMAGES = (".nii.gz", ".nii", ".nrrd")
 # Said of a mask to the page; paths and whatever else a task answers stay here.
 _SAID = ("volumes_ml", "cut_by_the_scan", "notes", "device", "latencies", "quality")
 
@@ -68,10 +67,10 @@ def series_volume(app: Any, series: str) -> Volume:
     Raises:
         HTTPException: 404 when there is no such series, 4xx when it is no CT that can be used.
     """
-    path, _ = locate_image(series, app.datastore(), [])
-    # MONAI Label may have made a NIfTI of the series; the series lies beside it under the same name.
-    suffix = next((suffix for suffix in _IMAGES if path.name.endswith(suffix)), "")
-    folder = path.with_name(path.name.removesuffix(suffix))
+    datastore = app.datastore()
+    path, _ = locate_image(series, datastore, [])
+    # The stock store answers with a NIfTI that it made of the series; the series lies in a folder of its name.
+    folder = path if path.is_dir() else Path(datastore._datastore.image_path()) / series
     with said(folder, "the series"):
         return read_volume(folder)
 

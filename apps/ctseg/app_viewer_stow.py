@@ -22,6 +22,7 @@ from ctseg.registry import BundleInfo
 from ctseg.segmentreading import label_map_of
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_TYPE, _TISSUE = "SegmentedPropertyTypeCodeSequence", "T-D0050"
 _WHAT = "the label"
 
 
@@ -80,6 +81,9 @@ def _read(content: bytes) -> Any:
         raise refused(400, "what was stored is no readable DICOM file; nothing was kept, submit it again") from error
     if not is_label:
         raise refused(415, "only labels (DICOM SEG) are stored through the viewer")
+    for segment in dataset.get("SegmentSequence") or ():
+        if [str(code.get("CodeValue", "")) for code in segment.get(_TYPE) or ()] == [_TISSUE]:
+            del segment[_TYPE]  # the viewer calls every organ so: its name decides
     return dataset
 
 

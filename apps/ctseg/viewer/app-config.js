@@ -41,6 +41,8 @@
           supportsWildcard: true,
           bulkDataURI: { enabled: false },
           omitQuotationForMultipartRequest: true,
+          // Frame by frame: read whole, it trips over the last byte that makes the pixels' length even.
+          loadMultiframeAsPart10: false,
           // One bit for each voxel and organ, uncompressed: the form that every PACS and reader takes.
           segmentation: { store: { defaultMode: 'bitmap', transferSyntaxUID: '1.2.840.10008.1.2.1' } },
         },

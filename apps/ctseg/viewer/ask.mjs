@@ -11,7 +11,7 @@ export function askBeforeLoss(where) {
       make('form', { method: 'dialog' },
         title,
         make('p', {}, `What shall happen to them before ${where}?`),
-        make('div', { className: 'row' },
+        make('div', { className: 'ctseg-row' },
           button('submit', 'Submit them', true),
           button('discard', 'Discard them'),
           button('stay', 'Keep editing'))));

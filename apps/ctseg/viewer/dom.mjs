@@ -33,5 +33,5 @@ export function organRow({ index, label, color }, checked, choose, go) {
   const patch = make('span', { className: 'patch', ariaHidden: 'true' });
   patch.style.background = `rgb(${color.slice(0, 3).join(' ')})`;
   const show = make('button', { type: 'button', className: 'small', onclick: go, ariaLabel: `Go to ${label}` }, 'Go to');
-  return make('div', { className: 'row' }, radio, patch, make('label', { htmlFor: id }, label), show);
+  return make('div', { className: 'ctseg-row' }, radio, patch, make('label', { htmlFor: id }, label), show);
 }

@@ -1,5 +1,6 @@
 // What OHIF knows and does: the case in front, its masks, the brush. No words and no DOM here.
 
+export const PANEL = 'ctseg.panelModule.ctseg';
 const LABELMAP = 'Labelmap';
 const WAIT_MS = 15000;
 
@@ -125,6 +126,8 @@ async function lay(id, series, before) {
       segmentationService.setActiveSegmentation(viewportId, id);
     }
   }
+  // OHIF turns to its own tab when the first mask appears.
+  ohif.services.panelService.activatePanel(PANEL, true);
 }
 
 export function removeMask(id) {

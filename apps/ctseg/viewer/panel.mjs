@@ -305,7 +305,7 @@ export class Panel {
       pick('eraser', 'Eraser', 'CircularEraser'),
       pick('window', 'Window', 'WindowLevel'),
       make('button', { type: 'button', id: 'ctseg-undo', onclick: () => masks.undo() }, 'Undo'),
-      make('div', { className: 'row' }, make('label', { htmlFor: size.id }, 'Radius'), size, width)
+      make('div', { className: 'ctseg-row' }, make('label', { htmlFor: size.id }, 'Radius'), size, width)
     );
     parts.training = make('div', { id: 'ctseg-training' });
     return make('div', { id: 'ctseg', role: 'region', ariaLabel: 'Annotation' },
@@ -314,7 +314,7 @@ export class Panel {
       line('status', 'p', { role: 'status' }),
       section('Case', line('case'), line('mask'), line('unsaved', 'p', { hidden: true, textContent: 'Corrected, not submitted yet' })),
       section('Model', choice('model', 'Model'),
-        make('div', { className: 'row' },
+        make('div', { className: 'ctseg-row' },
           button('run', 'Run model', () => this.#run(), { className: 'main' }),
           button('empty', 'Empty mask', () => this.#empty())),
         line('results', 'ul', { hidden: true })),

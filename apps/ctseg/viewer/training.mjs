@@ -15,7 +15,7 @@ export class Training {
     this.words = make('p', { id: 'ctseg-train-status', role: 'status' });
     node.append(
       make('div', {}, make('label', { htmlFor: this.model.id }, 'Model to train'), this.model),
-      make('div', { className: 'row' }, this.startButton, this.stopButton),
+      make('div', { className: 'ctseg-row' }, this.startButton, this.stopButton),
       this.bar,
       this.words
     );
