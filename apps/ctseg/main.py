@@ -31,6 +31,7 @@ from app_train import FOLDER, TrainingTask
 from app_train_routes import training_routes
 from app_train_run import in_helper_process
 from app_train_versions import version_routes
+from app_viewer import viewer_routes
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -85,7 +86,7 @@ class CtsegApp(MONAILabelApp):
 
     def _routes(self) -> list[APIRoute]:
         """Our routes, then MONAI Label's in threads; the first of an address answers."""
-        ours = [*training_routes(self), *version_routes(self._versions), *own_routes(self)]
+        ours = [*training_routes(self), *version_routes(self._versions), *own_routes(self), *viewer_routes(self)]
         ours += [*predict_routes(self, self._networks), *session_routes(self), *proxy_routes(self.studies)]
         return [*ours, *stock_routes()]
 
@@ -226,6 +227,19 @@ class CtsegApp(MONAILabelApp):
             if in_helper_process():
                 raise SystemExit(f"ctseg: {error}") from error
             raise refused(*sentence_for(error, Path(self.studies).resolve(), "the studies")) from error
+
+    def bundles(self) -> dict[str, BundleInfo]:
+        """Return the bundles that are served, by name."""
+        return dict(self._bundles)
+
+    def model_labels(self, model: str) -> dict[str, int]:
+        """Return a model's labels and their values in its masks. Raises HTTPException: 404 with the known names."""
+        labels: dict[str, int] = self._task(model).info()["labels"]
+        return labels
+
+    def label_stored(self, image: str, label: str) -> None:
+        """Learn that the viewer has stored a label (a DICOM SEG series) of an image (a series)."""
+        self.on_save_label(image, label)
 
     def trainer_names(self) -> list[str]:
         """Return the names of the models that can be trained."""

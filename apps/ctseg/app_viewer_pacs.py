@@ -1,0 +1,132 @@
+"""The studies' DICOMweb server as the viewer's page sees it: same origin, known addresses only, with a timeout."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+import requests
+from app_http import refused
+from app_viewer_multipart import joined
+
+_SECONDS = (5.0, 60.0)  # to connect, and between two bytes
+_UID = r"[0-9][0-9.]{0,63}"
+_QUERY = re.compile(
+    rf"(studies|series|instances|studies/{_UID}/(series|instances)|studies/{_UID}/series/{_UID}/instances)"
+)
+_RETRIEVE = re.compile(
+    rf"studies/{_UID}(/series/{_UID}(/instances/{_UID}(/frames/[0-9]+(,[0-9]+)*)?)?)?"
+    r"(/metadata|/rendered|/thumbnail|/bulk/[0-9a-f/]+)?"
+)
+_MODALITY, _REFERENCED_SERIES, _SERIES = "00080060", "00081115", "0020000E"
+_REMEMBERED = 4096
+
+
+class Pacs:
+    """A DICOMweb server, e.g. Orthanc; safe to share between threads.
+
+    Args:
+        address: its root, such as `http://127.0.0.1:8042/dicom-web`.
+        login: user name and password, None where it asks for none.
+        prefixes: MONAI Label's prefixes of "qido", "wado" and "stow"; empty by default.
+    """
+
+    def __init__(
+        self, address: str, login: tuple[str, str] | None = None, prefixes: Mapping[str, str] | None = None
+    ) -> None:
+        self.address = address.rstrip("/")
+        self._prefixes = {kind: f"/{prefix.strip('/')}" for kind, prefix in (prefixes or {}).items() if prefix}
+        self._session = requests.Session()
+        self._session.trust_env = False  # an address in the house needs no proxy, and no password out of .netrc
+        self._session.auth = login
+        adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=40)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+        self._modalities: OrderedDict[str, str] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, path: str, query: str = "", accept: str = "application/dicom+json") -> requests.Response:
+        """Ask for an address below the root.
+
+        Args:
+            path: a QIDO-RS or WADO-RS path (PS3.18, 10.4 and 10.6) without a leading slash.
+            query: what follows the question mark.
+            accept: the media types wanted.
+
+        Raises:
+            HTTPException: 404 for another path, 502 when the server does not answer, 504 when it is too slow.
+        """
+        kind = "qido" if _QUERY.fullmatch(path) else "wado"
+        if kind == "wado" and not _RETRIEVE.fullmatch(path):
+            raise refused(404, "this is no DICOMweb address that the viewer needs")
+        url = f"{self.address}{self._prefixes.get(kind, '')}/{path}"
+        return self._send("GET", f"{url}?{query}" if query else url, headers={"Accept": accept})
+
+    def store(self, instance: bytes) -> None:
+        """Store one DICOM file (STOW-RS).
+
+        Raises:
+            HTTPException: 502 when it is not taken or the server does not answer.
+        """
+        body, kind = joined([instance], "application/dicom")
+        answer = self._send(
+            "POST",
+            f"{self.address}{self._prefixes.get('stow', '')}/studies",
+            data=body,
+            headers={"Content-Type": kind, "Accept": "application/dicom+json"},
+        )
+        if not answer.ok or answer.json().get("00081198", {}).get("Value"):  # FailedSOPSequence
+            raise refused(502, f"the studies' server did not take the label (it answered {answer.status_code})")
+
+    def json(self, path: str, query: str = "") -> list[dict[str, Any]]:
+        """Return the DICOM JSON of a search or of metadata; an empty list for 204 and 404."""
+        answer = self.get(path, query)
+        if answer.status_code in (204, 404):
+            return []
+        if not answer.ok:
+            raise refused(502, f"the studies' server answered {answer.status_code} to a search")
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
+    def modality(self, study: str, series: str) -> str:
+        """Return a series' modality, "" when there is no such series; asked for once."""
+        with self._lock:
+            if series in self._modalities:
+                return self._modalities[series]
+        found = self.json(f"studies/{study}/series", f"SeriesInstanceUID={series}&includefield=Modality")
+        modality = str(first(found[0], _MODALITY) or "") if found else ""
+        if modality:
+            with self._lock:
+                self._modalities[series] = modality
+                if len(self._modalities) > _REMEMBERED:
+                    self._modalities.popitem(last=False)
+        return modality
+
+    def study_of(self, series: str) -> str:
+        """Return the UID of a series' study.
+
+        Raises:
+            HTTPException: 404 when there is no such series.
+        """
+        found = self.json("series", f"SeriesInstanceUID={series}&includefield=StudyInstanceUID")
+        study = next((str(first(one, "0020000D")) for one in found if first(one, _SERIES) == series), "")
+        if not study:
+            raise refused(404, "there is no such series on the studies' server; was it deleted? open the study again")
+        return study
+
+    def _send(self, method: str, url: str, **more: Any) -> requests.Response:
+        try:
+            return self._session.request(method, url, timeout=_SECONDS, allow_redirects=False, **more)
+        except requests.Timeout as error:
+            raise refused(504, "the studies' server takes too long to answer; try again, or look after it") from error
+        except requests.RequestException as error:
+            raise refused(502, "the studies' server does not answer; is it running?") from error
+
+
+def first(element: Mapping[str, Any], tag: str) -> Any:
+    """Return the first value of a DICOM JSON attribute, None when it is absent or empty."""
+    values = element.get(tag, {}).get("Value") or [None]
+    return values[0]

@@ -1,0 +1,327 @@
+// The panel: what an annotator sees and presses, from opening a case to the next one.
+import { askBeforeLoss } from './ask.mjs';
+import { make, organRow, tool } from './dom.mjs';
+import * as masks from './masks.mjs';
+import * as server from './server.mjs';
+import { Training } from './training.mjs';
+
+const REFRESH_MS = 60000;
+
+export class Panel {
+  constructor() {
+    this.case = null; // what is in front: masks.currentCase()
+    this.mask = null; // the segmentation id of the mask that is shown
+    this.made = ''; // where it is from, for the annotator
+    this.unsaved = false;
+    this.busy = false;
+    this.tried = ''; // the series whose newest mask was looked for
+    this.node = this.#build();
+    this.training = new Training(this.parts.training, sentence => this.#fail(sentence));
+    window.addEventListener('beforeunload', event => this.unsaved && event.preventDefault());
+    document.addEventListener('click', event => this.#keepFromLeaving(event), true);
+  }
+
+  /** OHIF opens the mode: look for a case, and for its newest mask. */
+  enter() {
+    this.stop = masks.watch({ changed: id => this.#changed(id), looked: () => this.#look() });
+    this.#refresh();
+    this.timer = setInterval(() => this.#refresh(), REFRESH_MS);
+    this.training.enter();
+  }
+
+  /** OHIF leaves the mode. */
+  leave() {
+    this.stop?.();
+    clearInterval(this.timer);
+    this.training.leave();
+    this.case = this.mask = null;
+    this.tried = '';
+    this.unsaved = false;
+  }
+
+  // -- What is pressed ---------------------------------------------------------------------------------------------
+
+  async #run() {
+    if (!(await this.#mayGo('running the model again'))) {
+      return;
+    }
+    const model = this.parts.model.value;
+    const begun = Date.now();
+    const said = () => `${model} is running: ${Math.round((Date.now() - begun) / 1000)} s`;
+    await this.#work(said, async () => {
+      const answer = await server.run(model, this.case.study, this.case.series);
+      const displaySet = await masks.fetchMask(answer.study, answer.series);
+      await this.#show(displaySet);
+      this.#results(answer);
+      return `${model} ${answer.version} is done (${Math.round((Date.now() - begun) / 1000)} s, ${answer.device}). Check it, correct it, submit it.`;
+    });
+  }
+
+  async #empty() {
+    if (!(await this.#mayGo('beginning an empty mask'))) {
+      return;
+    }
+    await this.#work(() => 'Beginning an empty mask', async () => {
+      const labels = this.models[this.parts.model.value].labels;
+      this.mask = await masks.emptyMask(this.case, labels, this.mask);
+      this.made = 'an empty mask';
+      this.#results({});
+      return 'Choose an organ and draw it with the brush.';
+    });
+  }
+
+  async #submit() {
+    let stored = false;
+    await this.#work(() => 'Submitting the label', async () => {
+      const organs = masks.organs(this.mask).map(({ label }) => label).join(', ');
+      try {
+        await masks.submit(this.mask, this.case, `Label: ${organs}`);
+      } catch (error) {
+        throw error.text === undefined ? error : new Error(server.sentenceIn(error.text, error.status));
+      }
+      this.unsaved = false;
+      this.made = 'the label that you submitted';
+      stored = true;
+      return 'The label is stored with the study. Go on with the next case.';
+    });
+    return stored;
+  }
+
+  async #next() {
+    if (!(await this.#mayGo('the next case'))) {
+      return;
+    }
+    await this.#work(() => 'Looking for the next case', async () => {
+      const { id } = (await server.nextCase(this.parts.strategy.value)) ?? {};
+      if (!id) {
+        return 'Every case has its label.';
+      }
+      if (id === this.case?.series) {
+        return 'This case is the next one: it has no label yet. Submit it first.';
+      }
+      const study = await server.studyOf(id);
+      masks.removeMask(this.mask);
+      this.mask = null;
+      masks.openStudy(study);
+      return 'The next case is open.';
+    });
+  }
+
+  // -- What happens in the viewer ----------------------------------------------------------------------------------
+
+  async #look() {
+    const now = masks.currentCase();
+    if (now?.series !== this.case?.series) {
+      this.case = now;
+      this.mask = null;
+      this.made = '';
+      this.#results({});
+    }
+    this.#draw();
+    if (!now || this.busy || this.mask || this.tried === now.series) {
+      return;
+    }
+    const newest = masks.newestMask(now);
+    if (newest?.referencedDisplaySetInstanceUID) {
+      this.tried = now.series;
+      await this.#work(() => 'Loading the newest mask', async () => {
+        await this.#show(newest);
+        return '';
+      });
+    }
+  }
+
+  #changed(id) {
+    if (!this.busy && id === this.mask && !this.unsaved) {
+      this.unsaved = true;
+      this.#draw();
+    }
+  }
+
+  /** The page's own way back to the list of studies, pressed with corrections that were not submitted. */
+  async #keepFromLeaving(event) {
+    const link = event.target.closest?.('[data-cy="return-to-work-list"]');
+    if (!link || !this.unsaved) {
+      return;
+    }
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (await this.#mayGo('leaving the case')) {
+      link.click();
+    }
+  }
+
+  async #mayGo(where) {
+    if (!this.unsaved) {
+      return true;
+    }
+    const answer = await askBeforeLoss(where);
+    if (answer === 'submit') {
+      return this.#submit();
+    }
+    if (answer === 'discard') {
+      this.unsaved = false;
+      this.#draw();
+    }
+    return answer === 'discard';
+  }
+
+  async #show(displaySet) {
+    this.mask = await masks.showMask(displaySet, this.mask);
+    this.made = masks.describe(displaySet);
+    this.unsaved = false;
+  }
+
+  // -- One thing at a time -----------------------------------------------------------------------------------------
+
+  /** Do something that takes a while; `said` gives the words meanwhile, `work` answers with those for afterwards. */
+  async #work(said, work) {
+    this.busy = true;
+    this.#fail('');
+    this.#say(said());
+    this.#draw();
+    const clock = setInterval(() => this.#say(said()), 1000);
+    try {
+      const words = await work();
+      // OHIF tells of the voxels that it has just loaded a moment later: these are no corrections.
+      await new Promise(resolve => setTimeout(resolve, 100));
+      this.#say(words);
+    } catch (error) {
+      console.error(error);
+      this.#say('');
+      this.#fail(error.message);
+    } finally {
+      clearInterval(clock);
+      this.busy = false;
+      this.#draw();
+    }
+    if (!this.mask) {
+      this.#look();
+    }
+  }
+
+  async #refresh() {
+    try {
+      const info = await server.info();
+      this.models = info.models;
+      this.parts.model.fill(Object.entries(info.models).map(([name, { trained, status, version }]) => ({
+        value: name,
+        text: trained || status === 'no weights needed' ? `${name} ${version}` : `${name} (${status})`,
+      })));
+      this.parts.strategy.fill(Object.keys(info.strategies).map(name => ({ value: name, text: name })));
+      this.training.take(info);
+      this.#draw();
+    } catch (error) {
+      this.#fail(error.message);
+    }
+  }
+
+  #say(words) {
+    if (this.parts.status.textContent !== words) {
+      this.parts.status.textContent = words;
+    }
+  }
+
+  #fail(sentence) {
+    this.parts.error.textContent = sentence;
+    this.parts.error.hidden = !sentence;
+  }
+
+  #results({ volumes_ml: volumes = {}, quality, notes = [], cut_by_the_scan: cut = [] }) {
+    const lines = Object.entries(volumes).map(([organ, ml]) => `${organ}: ${ml.toFixed(1)} ml`);
+    const dice = typeof quality === 'object' && quality ? quality.dice : quality;
+    if (typeof dice === 'number') {
+      lines.push(`estimated Dice ${dice.toFixed(2)}`);
+    }
+    lines.push(...cut.map(organ => `${organ} reaches the edge of the scan`), ...notes);
+    this.parts.results.replaceChildren(...lines.map(line => make('li', {}, line)));
+    this.parts.results.hidden = !lines.length;
+  }
+
+  /** Bring what is seen into line with what is known. */
+  #draw() {
+    const { parts, busy, mask, unsaved } = this;
+    parts.case.textContent = this.case ? `${this.case.modality}, ${this.case.slices} slices` : 'No case is open.';
+    parts.mask.textContent = mask ? `Shown: ${this.made}` : 'No mask yet: run a model, or begin an empty one.';
+    parts.unsaved.hidden = !unsaved;
+    this.node.setAttribute('aria-busy', String(busy));
+    for (const button of [parts.run, parts.empty]) {
+      button.disabled = busy || !this.case || !parts.model.value;
+    }
+    parts.submit.disabled = busy || !mask;
+    parts.next.disabled = busy || !parts.strategy.value;
+    for (const button of parts.tools.querySelectorAll('button, input')) {
+      button.disabled = busy || !mask;
+    }
+    const organs = masks.services ? masks.organs(mask) : [];
+    const kept = JSON.stringify([mask, organs]);
+    if (kept !== this.drawn) {
+      this.drawn = kept;
+      parts.organs.replaceChildren(
+        ...organs.map((organ, index) =>
+          organRow(organ, index === 0, () => masks.chooseOrgan(mask, organ.index), () => masks.goToOrgan(mask, organ.index))
+        )
+      );
+      if (organs.length) {
+        masks.chooseOrgan(mask, organs[0].index);
+      }
+    }
+  }
+
+  #build() {
+    const parts = (this.parts = {});
+    const style = make('link', { rel: 'stylesheet', href: new URL('ctseg.css', import.meta.url).href });
+    const section = (title, ...children) => make('section', {}, make('h2', {}, title), ...children);
+    const button = (name, text, pressed, more = {}) =>
+      (parts[name] = make('button', { type: 'button', id: `ctseg-${name}`, onclick: pressed, ...more }, text));
+    const choice = (name, text) => {
+      const select = (parts[name] = make('select', { id: `ctseg-${name}`, onchange: () => this.#draw() }));
+      select.fill = options => {
+        const chosen = select.value;
+        const ready = options.map(({ value, text: words }) => make('option', { value }, words));
+        select.replaceChildren(...ready);
+        if (options.some(({ value }) => value === chosen)) {
+          select.value = chosen;
+        }
+      };
+      return make('div', {}, make('label', { htmlFor: select.id }, text), select);
+    };
+    const line = (name, tag = 'p', more = {}) => (parts[name] = make(tag, { id: `ctseg-${name}`, ...more }));
+
+    parts.tools = make('div', { id: 'ctseg-tools', role: 'group', ariaLabel: 'Tools' });
+    const size = make('input', { type: 'range', id: 'ctseg-radius', min: '1', max: '40', step: '1', value: '8' });
+    const width = make('output', { htmlFor: size.id }, '8 mm');
+    size.oninput = () => {
+      width.textContent = `${size.value} mm`;
+      masks.brushRadius(Number(size.value));
+    };
+    const pick = (name, text, toolName) =>
+      tool(parts.tools, name, text, () => {
+        masks.chooseTool(toolName);
+        masks.brushRadius(Number(size.value));
+      });
+    parts.tools.append(
+      pick('brush', 'Brush', 'CircularBrush'),
+      pick('eraser', 'Eraser', 'CircularEraser'),
+      pick('window', 'Window', 'WindowLevel'),
+      make('button', { type: 'button', id: 'ctseg-undo', onclick: () => masks.undo() }, 'Undo'),
+      make('div', { className: 'ctseg-row' }, make('label', { htmlFor: size.id }, 'Radius'), size, width)
+    );
+    parts.training = make('div', { id: 'ctseg-training' });
+    return make('div', { id: 'ctseg', role: 'region', ariaLabel: 'Annotation' },
+      style,
+      line('error', 'p', { role: 'alert', hidden: true }),
+      line('status', 'p', { role: 'status' }),
+      section('Case', line('case'), line('mask'), line('unsaved', 'p', { hidden: true, textContent: 'Corrected, not submitted yet' })),
+      section('Model', choice('model', 'Model'),
+        make('div', { className: 'ctseg-row' },
+          button('run', 'Run model', () => this.#run(), { className: 'main' }),
+          button('empty', 'Empty mask', () => this.#empty())),
+        line('results', 'ul', { hidden: true })),
+      section('Correct', line('organs', 'fieldset', { ariaLabel: 'Organ to draw' }), parts.tools),
+      section('Submit', button('submit', 'Submit label', () => this.#submit(), { className: 'main' })),
+      section('Next', choice('strategy', 'Chosen by'), button('next', 'Next case', () => this.#next())),
+      section('Training', parts.training)
+    );
+  }
+}

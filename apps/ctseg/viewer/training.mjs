@@ -1,0 +1,113 @@
+// The part of the panel that trains a model on the submitted labels, and shows how far it is.
+import { make } from './dom.mjs';
+import * as server from './server.mjs';
+
+const POLL_MS = 3000;
+
+export class Training {
+  constructor(node, fail) {
+    this.fail = fail;
+    this.running = false;
+    this.model = make('select', { id: 'ctseg-trainer' });
+    this.startButton = make('button', { type: 'button', id: 'ctseg-train', onclick: () => this.#start() }, 'Train');
+    this.stopButton = make('button', { type: 'button', id: 'ctseg-stop', onclick: () => this.#stop() }, 'Stop');
+    this.bar = make('progress', { id: 'ctseg-progress', ariaLabel: 'Progress of the training', hidden: true });
+    this.words = make('p', { id: 'ctseg-train-status', role: 'status' });
+    node.append(
+      make('div', {}, make('label', { htmlFor: this.model.id }, 'Model to train'), this.model),
+      make('div', { className: 'ctseg-row' }, this.startButton, this.stopButton),
+      this.bar,
+      this.words
+    );
+    this.#draw();
+  }
+
+  enter() {
+    this.timer = setInterval(() => this.running && this.#look(), POLL_MS);
+    this.#look();
+  }
+
+  leave() {
+    clearInterval(this.timer);
+  }
+
+  /** Take what `/info/` says: which models can be trained, and the numbers of their newest training. */
+  take({ trainers, train_stats: stats }) {
+    const names = Object.keys(trainers ?? {});
+    if (names.join() !== this.names) {
+      this.names = names.join();
+      this.model.replaceChildren(...names.map(name => make('option', { value: name }, name)));
+    }
+    this.stats = stats ?? {};
+    this.#draw();
+  }
+
+  async #start() {
+    this.fail('');
+    this.trained = this.model.value;
+    try {
+      await server.train(this.model.value);
+      this.running = true;
+      this.#draw();
+    } catch (error) {
+      this.fail(error.message);
+    }
+  }
+
+  async #stop() {
+    try {
+      await server.stopTraining();
+    } catch (error) {
+      this.fail(error.message);
+    }
+    this.#look();
+  }
+
+  async #look() {
+    try {
+      const before = this.running;
+      this.running = await server.isTraining();
+      if (before || this.running) {
+        this.take(await server.info());
+      }
+      if (before && !this.running) {
+        const task = await server.trainTask();
+        this.ended = task?.status ?? '';
+        const said = (task?.details ?? []).filter(line => line.startsWith('ctseg: ')).pop();
+        if (said && this.ended !== 'DONE') {
+          this.fail(said.replace('ctseg: ', ''));
+        }
+      }
+    } catch (error) {
+      this.fail(error.message);
+    }
+    this.#draw();
+  }
+
+  #draw() {
+    const stats = this.stats?.[this.trained ?? this.model.value] ?? {};
+    const { epoch = 0, total_epochs: total = 0, history = [], best_metric: best } = stats;
+    this.startButton.disabled = this.running || !this.model.value;
+    this.stopButton.disabled = !this.running;
+    this.bar.hidden = !this.running;
+    this.bar.max = total || 1;
+    this.bar.value = epoch;
+    const last = history[history.length - 1] ?? {};
+    const words = [];
+    if (this.running) {
+      words.push(total ? `Training: epoch ${epoch} of ${total}` : 'The training is starting');
+    } else if (this.ended) {
+      words.push(this.ended === 'DONE' ? 'The training is done' : 'The training ended without a network');
+    }
+    if (epoch && typeof last.loss === 'number') {
+      words.push(`loss ${last.loss.toFixed(3)}`);
+    }
+    if (epoch && typeof best === 'number') {
+      words.push(`best validation Dice ${best.toFixed(3)}`);
+    }
+    const text = words.join(', ');
+    if (this.words.textContent !== text) {
+      this.words.textContent = text;
+    }
+  }
+}
