@@ -18,6 +18,7 @@ from ctseg.dependencies import dependency_problem
 from ctseg.devices import inference_device
 from ctseg.errors import BundleError, DeviceError
 from ctseg.organs import measure_organs
+from ctseg.quality import summary
 from ctseg.registry import BundleInfo, fingerprint, get_bundle, verify_weights
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ def described(prediction: Prediction, write: float, total: float) -> dict[str, A
         "slices": dataclasses.asdict(prediction.slices) if prediction.slices else None,
         "model": prediction.bundle.name,
         "version": prediction.bundle.version,
+        "quality": summary(prediction.quality),
         "notes": list(prediction.volume.notes),
         "centroids": {},
     }

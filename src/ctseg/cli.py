@@ -12,6 +12,7 @@ from typing import Any
 
 from ctseg import (
     __version__,
+    calibrating,
     curves,
     doctor,
     evaluation_command,
@@ -60,6 +61,7 @@ _MORE_COMMANDS = (
     importing,
     experiment_command,
     curves,
+    calibrating,
     users,
     doctor,
 )
@@ -213,6 +215,10 @@ def _summary(report: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
         *stages,
     ]
     lines = ["", *(f"  {name:<{left}}  {text:>{right}}".rstrip() for name, text in rows), ""]
+    quality = (report.get("quality") or {}).get("organs", {})
+    for name, one in quality.items():
+        if one["dice"] is not None:
+            lines.append(f"note: {name}: estimated Dice {one['dice']:.2f} (plus or minus {one['error']:.2f})")
     for organ in organs:
         if organ["touches_edge"]:
             edges = ", ".join(organ["edges_touched"])

@@ -43,4 +43,9 @@ def predict_organs(choices: Sequence[OrganChoice], predict: Callable[[BundleInfo
         seconds=seconds,
         bundle=combined_bundle(choices),
         parts=tuple(prediction.bundle for prediction in found.values()),
+        quality={
+            choice.name: one
+            for choice in choices
+            if (one := found[choice.bundle.path].quality.get(choice.name)) is not None
+        },
     )

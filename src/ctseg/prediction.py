@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ctseg.dependencies import check_dependencies
 from ctseg.devices import as_device, inference_device
 from ctseg.errors import BundleError, CtsegError
+from ctseg.quality import Quality, calibrations_of, estimate
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, verify_weights
 from ctseg.volume import Volume
@@ -62,6 +63,7 @@ class Prediction:
         bundle: the bundle that ran; of several organs' merged mask, what its labels are.
         parts: the bundles that ran for a merged mask, else empty.
         slices: how many slices were run; None for a network that does not go slice by slice.
+        quality: what is to be thought of the mask of each organ that was found (`ctseg.quality`).
     """
 
     volume: Volume
@@ -72,6 +74,7 @@ class Prediction:
     bundle: BundleInfo
     parts: tuple[BundleInfo, ...] = ()
     slices: SlicesRun | None = None
+    quality: dict[str, Quality] = field(default_factory=dict)
 
 
 class Predictor:
@@ -112,6 +115,7 @@ class Predictor:
         self._network = self._part(parser, "network").eval()
         if weights is not None:
             load_weights(self._network, weights)
+        self._calibrations = calibrations_of(bundle.quality, bundle.name)
         # One study at a time: two requests must neither mix nor hold two volumes' features at once.
         self._lock = threading.Lock()
 
@@ -137,6 +141,7 @@ class Predictor:
             device=self.device,
             bundle=self.bundle,
             slices=self._slices_run(item),
+            quality=item.get("quality", {}),
         )
 
     def answer(
@@ -190,6 +195,9 @@ class Predictor:
                 told = getattr(item["pred"], "meta", {})  # which the way back to the source's grid drops
                 item["slices_run"] = {key: told.get(key) for key in ("slices_run", "slices")}
                 with _stage("postprocess", seconds, progress):
+                    if self.bundle.segments and self.bundle.needs_weights:
+                        names = [str(entry["name"]) for entry in self.bundle.label_entries]
+                        item["quality"] = estimate(item["pred"], names, self._calibrations)
                     item = self._postprocessing(item)
         except RuntimeError as error:
             # MONAI wraps what a transform raises; the sentence inside is the one for the user.

@@ -118,6 +118,11 @@ class BundleInfo:
         return tuple(str(entry["organ"]) for entry in self.depends_on if entry["as"] == "input_organ")
 
     @property
+    def quality(self) -> dict[str, Any]:
+        """How the network's expected Dice is mapped to a Dice, by organ (`ctseg.quality`); empty when not calibrated."""
+        return dict(self._block.get("quality") or {})
+
+    @property
     def needs_weights(self) -> bool:
         """Whether there is something to train; not so for a bundle that works by a rule, such as a threshold."""
         return bool(self._block.get("needs_weights", True))

@@ -18,6 +18,7 @@ from ctseg import __version__
 from ctseg.files import REPORT_SCHEMA, file_sha256, written_beside
 from ctseg.meshes import SPACES
 from ctseg.organs import Organ
+from ctseg.quality import summary
 from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
 
@@ -108,6 +109,7 @@ def build_report(
         "device": prediction.device,
         "slices": dataclasses.asdict(prediction.slices) if prediction.slices else None,
         "source": source,
+        "quality": summary(prediction.quality),
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],
         "seconds": {**stages, "total": round(sum(float(value) for value in seconds.values()), 3)},
         "notes": list(prediction.volume.notes),

@@ -1,0 +1,151 @@
+"""How good a mask probably is, from the network's own probabilities: an estimate of its Dice for each case.
+
+The expected Dice of a mask m, if each voxel belonged to the organ with the probability p that the network gives it, is
+about 2 sum(p m) / (sum(p) + sum(m)) (the soft Dice of the network with itself; class-wise confidence as in Li et al.,
+"Estimating model performance under domain shifts with class-specific confidence scores", MICCAI 2022). Networks are
+surer than they are right, so the number is mapped to a Dice by a straight line that is fitted on patients that were not
+trained on (`ctseg calibrate`), and kept in the bundle's metadata with the correlation measured there. Without such a
+line no estimate is given, only the expected Dice itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ctseg.errors import BundleError
+
+if TYPE_CHECKING:
+    import torch
+
+_CHUNK = 16  # slices of the last axis at once: probabilities of a whole volume would double its memory
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A straight line from expected Dice to Dice, and how well it held where it was fitted.
+
+    Attributes:
+        slope: of the line.
+        intercept: of the line.
+        patients: how many it was fitted on.
+        error: mean absolute difference from the real Dice, each patient estimated by a line fitted on the others.
+        pearson: correlation of expected and real Dice over the patients.
+        spearman: their rank correlation.
+    """
+
+    slope: float
+    intercept: float
+    patients: int
+    error: float
+    pearson: float
+    spearman: float
+
+    def dice(self, expected: float) -> float:
+        """Return the Dice that an expected Dice stands for, within 0 to 1."""
+        return min(1.0, max(0.0, self.slope * expected + self.intercept))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is to be thought of one organ's mask in one case.
+
+    Attributes:
+        expected_dice: from the probabilities alone.
+        dice: the estimate; None without a calibration.
+        error: mean absolute error of such estimates where they were calibrated; None without.
+    """
+
+    expected_dice: float
+    dice: float | None = None
+    error: float | None = None
+
+
+def overlap_sums(logits: torch.Tensor) -> list[tuple[float, float, float]]:
+    """Return (sum(p m), sum(p), sum(m)) of each organ, m being the network's own mask.
+
+    Args:
+        logits: (C, ...): one organ's logit, or background and organs. Voxels with the lowest float were not run and
+            count as certain background.
+    """
+    channels = logits.shape[0]
+    sums = [[0.0, 0.0, 0.0] for _ in range(max(1, channels - 1))]
+    plain = logits.as_tensor() if hasattr(logits, "as_tensor") else logits
+    for part in plain.split(_CHUNK, dim=-1):
+        if channels == 1:
+            pairs = [(part[0].float().sigmoid(), part[0] > 0)]
+        else:
+            probabilities, chosen = part.float().softmax(dim=0), part.argmax(dim=0)
+            pairs = [(probabilities[index], chosen == index) for index in range(1, channels)]
+        for total, (probability, mask) in zip(sums, pairs, strict=True):
+            total[0] += float(probability[mask].sum(dtype=_double()))
+            total[1] += float(probability.sum(dtype=_double()))
+            total[2] += float(mask.sum())
+    return [(a, b, c) for a, b, c in sums]
+
+
+def _double() -> torch.dtype:
+    import torch
+
+    return torch.float64
+
+
+def expected_dice(sums: tuple[float, float, float]) -> float | None:
+    """Return 2 sum(p m) / (sum(p) + sum(m)); None where the mask is empty, of which nothing can be said."""
+    common, probable, masked = sums
+    return 2 * common / (probable + masked) if masked else None
+
+
+def estimate(
+    logits: torch.Tensor, labels: Sequence[str], calibrations: Mapping[str, Calibration]
+) -> dict[str, Quality]:
+    """Return the quality of each organ that the network found.
+
+    Args:
+        logits: as for `overlap_sums`.
+        labels: names of the organs, in the order of the channels.
+        calibrations: by name of the organ, from `calibrations_of`.
+    """
+    found = {}
+    for name, sums in zip(labels, overlap_sums(logits), strict=True):
+        expected = expected_dice(sums)
+        if expected is None:
+            continue
+        line = calibrations.get(name)
+        found[name] = Quality(expected, line.dice(expected), line.error) if line else Quality(expected)
+    return found
+
+
+def calibrations_of(told: Any, bundle: str) -> dict[str, Calibration]:
+    """Read the `quality` of a bundle's metadata: organ -> the fields of `Calibration`.
+
+    Raises:
+        BundleError: when it has another form.
+    """
+    if not told:
+        return {}
+    try:
+        return {str(name): Calibration(**entry) for name, entry in told.items()}
+    except (AttributeError, TypeError) as error:
+        fields = ", ".join(Calibration.__dataclass_fields__)
+        raise BundleError(
+            f"the quality of bundle {bundle} is {told!r}, expected for each organ {fields}; "
+            "write it with ctseg calibrate, and make the bundle again with scripts/build_bundles"
+        ) from error
+
+
+def summary(quality: Mapping[str, Quality]) -> dict[str, Any] | None:
+    """Return it as plain values: each organ's, and `dice`, the mean estimate; None where nothing is estimated."""
+    if not quality:
+        return None
+    organs = {
+        name: {
+            "expected_dice": round(one.expected_dice, 4),
+            "dice": None if one.dice is None else round(one.dice, 3),
+            "error": None if one.error is None else round(one.error, 3),
+        }
+        for name, one in quality.items()
+    }
+    known = [one.dice for one in quality.values() if one.dice is not None]
+    return {"dice": round(sum(known) / len(known), 3) if known else None, "organs": organs}
