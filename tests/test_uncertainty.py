@@ -11,7 +11,14 @@ from scipy import stats
 from torch import nn
 
 from ctseg.errors import ConfigError
-from ctseg.uncertainty import deepest_features, disagreement, foreground_entropy, foreground_voxels, several_runs
+from ctseg.uncertainty import (
+    deepest_features,
+    disagreement,
+    foreground_entropy,
+    foreground_voxels,
+    mean_logits,
+    several_runs,
+)
 
 
 def logit(probability: float) -> float:
@@ -35,6 +42,13 @@ def test_entropy_of_each_organ_and_of_none() -> None:
 def test_certainty_has_no_entropy() -> None:
     logits = torch.full((1, 3, 3, 20), 60.0)
     assert foreground_entropy(logits) == pytest.approx([0.0], abs=1e-9)
+
+
+def test_the_mean_is_that_of_probabilities() -> None:
+    runs = [torch.tensor([logit(p)]).view(1, 1, 1) for p in (0.2, 0.6)]
+    assert float(mean_logits(runs).sigmoid()) == pytest.approx(0.4)
+    several = [torch.tensor(p).log().view(3, 1, 1) for p in ([0.2, 0.3, 0.5], [0.4, 0.5, 0.1])]
+    assert mean_logits(several).softmax(0).flatten().tolist() == pytest.approx([0.3, 0.4, 0.3])
 
 
 def test_disagreement_by_hand() -> None:

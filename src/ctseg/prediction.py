@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,12 @@ from ctseg.quality import Quality, calibrations_of, estimate
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, verify_weights
 from ctseg.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Seen = TypeVar("Seen")
 
 
 class StudyLike(Protocol):
@@ -160,6 +166,34 @@ class Predictor:
         with self._lock:
             return volume, self._run(volume, study, seconds, progress), seconds
 
+    def explore(
+        self,
+        source: str | Path | Volume | StudyLike,
+        look: Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor], nn.Module], Seen],
+    ) -> Seen:
+        """Look at an image as the network sees it: for scores that need more than a mask.
+
+        Args:
+            source: as for `predict`.
+            look: gets the image (1, C, ...) on this predictor's device, how it is run (other requests may come between
+                two runs), and the network. What it returns is returned.
+
+        Raises:
+            CtsegError: as `predict`.
+        """
+        import torch
+
+        volume, study = self._read(source)
+        opened: dict[str, Any] = {"image": volume} if study is None else {"image": volume, "study": study}
+
+        def run(image: torch.Tensor) -> torch.Tensor:
+            with self._lock:
+                logits: torch.Tensor = self._inferer(image, self._network)
+            return logits
+
+        with torch.inference_mode(), _sentences():
+            return look(self._preprocessing(opened)["image"][None].to(as_device(self.device)), run, self._network)
+
     def value(self, name: str) -> Any:
         """Return a plain value of the bundle's `inference.json`, None where it has none of that name."""
         return self._values.get(name)
@@ -182,28 +216,22 @@ class Predictor:
 
         from ctseg.transforms.organs import WAITED
 
-        try:
-            with torch.inference_mode():
-                with _stage("preprocess", seconds, progress):
-                    opened: dict[str, Any] = {"image": volume} if study is None else {"image": volume, "study": study}
-                    item: dict[str, Any] = self._preprocessing(opened)
-                    batch = item["image"][None].to(as_device(self.device))
-                _tell_apart(seconds, item["image"].meta.pop(WAITED, {}))
-                with _stage("network", seconds, progress):
-                    item["pred"] = self._inferer(batch, self._network)[0]
-                    del batch
-                told = getattr(item["pred"], "meta", {})  # which the way back to the source's grid drops
-                item["slices_run"] = {key: told.get(key) for key in ("slices_run", "slices")}
-                with _stage("postprocess", seconds, progress):
-                    if self.bundle.segments and self.bundle.needs_weights:
-                        names = [str(entry["name"]) for entry in self.bundle.label_entries]
-                        item["quality"] = estimate(item["pred"], names, self._calibrations)
-                    item = self._postprocessing(item)
-        except RuntimeError as error:
-            # MONAI wraps what a transform raises; the sentence inside is the one for the user.
-            if isinstance(error.__cause__, CtsegError):
-                raise error.__cause__ from error
-            raise
+        with _sentences(), torch.inference_mode():
+            with _stage("preprocess", seconds, progress):
+                opened: dict[str, Any] = {"image": volume} if study is None else {"image": volume, "study": study}
+                item: dict[str, Any] = self._preprocessing(opened)
+                batch = item["image"][None].to(as_device(self.device))
+            _tell_apart(seconds, item["image"].meta.pop(WAITED, {}))
+            with _stage("network", seconds, progress):
+                item["pred"] = self._inferer(batch, self._network)[0]
+                del batch
+            told = getattr(item["pred"], "meta", {})  # which the way back to the source's grid drops
+            item["slices_run"] = {key: told.get(key) for key in ("slices_run", "slices")}
+            with _stage("postprocess", seconds, progress):
+                if self.bundle.segments and self.bundle.needs_weights:
+                    names = [str(entry["name"]) for entry in self.bundle.label_entries]
+                    item["quality"] = estimate(item["pred"], names, self._calibrations)
+                item = self._postprocessing(item)
         return item
 
     def _slices_run(self, item: Mapping[str, Any]) -> SlicesRun | None:
@@ -234,6 +262,17 @@ def _tell_apart(seconds: dict[str, float], waited: Mapping[str, float]) -> None:
     """Give the time that the preprocessing waited for other bundles an entry of its own, before it."""
     own = seconds.pop("preprocess") - sum(waited.values())
     seconds.update({**waited, "preprocess": max(0.0, own)})
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """MONAI wraps what a transform raises; the sentence inside is the one for the user."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, CtsegError):
+            raise error.__cause__ from error
+        raise
 
 
 @contextmanager

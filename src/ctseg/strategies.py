@@ -1,11 +1,11 @@
 """Which case to annotate next: strategies of active learning, each a pure choice from scores and a random generator.
 
-`random`, `first` and the foreground-aware `foreground` need no more than a prediction; `uncertainty` is
-class-stratified predictive entropy with power noise, after ClaSP PE (Lüth et al., "Finally outshining the random baseline", TMLR 2026,
-arXiv:2601.13677; foreground-aware random: Lüth et al., "nnActive", 2025, arXiv:2511.19183), here for whole cases and not
-for patches; the noise on the logarithm of the score is that of Kirsch et al., "Stochastic batch acquisition" (TMLR
-2023). `diversity` takes the cases nearest to the centres of k-means on the encoder's features; `disagreement` those on
-which several runs of the network agree least, with the same noise.
+`random`, `first` and the foreground-aware `foreground` (Lüth et al., "nnActive", arXiv:2511.19183, 2025) need no more
+than a prediction. `uncertainty` is class-stratified predictive entropy with power noise, after ClaSP PE (Lüth et al.,
+"Finally outshining the random baseline", arXiv:2601.13677, 2026), here for whole cases and not for patches; the noise
+on the logarithm of the score is that of Kirsch et al., "Stochastic batch acquisition" (TMLR 2023). `diversity` takes
+the cases nearest to the centres of k-means on the encoder's features; `disagreement` those on which several runs of the
+network agree least, with the same noise.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def choose(strategy: str, pool: Pool, count: int, rng: np.random.Generator) -> l
 
 
 def noise_scale(labelled: int) -> float:
-    """How strong the noise on the logarithm of a score is: 1 without labels, fading as they come in (ours: 1/(1+n/5))."""
+    """How strong the noise on the logarithm of a score is: 1 without labels, less with each (ours: 1/(1+n/5))."""
     return 1.0 / (1.0 + labelled / 5.0)
 
 

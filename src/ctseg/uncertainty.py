@@ -58,6 +58,14 @@ def organ_masks(logits: torch.Tensor) -> list[torch.Tensor]:
     return [chosen == index for index in range(1, plain.shape[0])]
 
 
+def mean_logits(runs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the logits of the mean probability of several runs of one image, each (C, ...)."""
+    if runs[0].shape[0] == 1:
+        return torch.logit(torch.stack([_plain(one).float().sigmoid() for one in runs]).mean(dim=0))
+    mean = torch.stack([_plain(one).float().softmax(dim=0) for one in runs]).mean(dim=0)
+    return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
 def disagreement(runs: Sequence[torch.Tensor]) -> list[float]:
     """Return for each organ 1 - the mean Dice over all pairs of runs; two empty masks agree.
 
@@ -140,8 +148,8 @@ def _with_dropout(run: Run, network: nn.Module, image: torch.Tensor, count: int,
 def deepest_features(network: nn.Module) -> Iterator[list[NDArray[np.float32]]]:
     """Collect, while the block runs, a feature vector of each image that passes: the network's coarsest level, pooled.
 
-    Works for any network: the layer whose output has the fewest pixels is where the encoder ends. The list gets an array
-    (images, features) for each forward pass.
+    Works for any network: the layer whose output has the fewest pixels is where the encoder ends. The list gets an
+    array (images, features) for each forward pass.
     """
     passed: list[NDArray[np.float32]] = []
     coarsest: list[tuple[int, torch.Tensor]] = []
