@@ -1,5 +1,6 @@
 """Transforms that MONAI does not have: reading into a true place, labels by name, and the way back to the source."""
 
+from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
@@ -7,6 +8,7 @@ from ctseg.transforms.pieces import RemoveSmallPiecesd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 
 __all__ = [
+    "CleanUpd",
     "KeepLargestCored",
     "LoadLabeld",
     "LoadVolumed",
