@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,10 @@ from ctseg.datalist import NOT_ANNOTATED
 from ctseg.errors import ConfigError
 from ctseg.items import check_same_grid, volume_of
 from ctseg.partial import ANNOTATED, annotated_flags
+from ctseg.sentences import said_plainly
 from ctseg.transforms.loading import to_tensor
+
+ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 
 class LoadLabeld(MapTransform):
@@ -101,22 +105,46 @@ class LoadLabeld(MapTransform):
 
 
 class ToLabelMapd(MapTransform):
-    """Turn logits into a label map of codes, on the network's own grid, before anything is resampled.
+    """Turn a network's output into a label map of codes, on the network's own grid, before anything is resampled.
 
-    One channel means one class against background: its code where the logit is above 0 (probability above one half).
-    More channels mean background and classes: the code of the channel with the largest logit.
+    A voxel gets the organ with the largest probability among those whose probability is above their threshold, else 0
+    (background). Without thresholds: with "sigmoid" above one half; with "softmax" the most probable of background and
+    organs.
 
     Args:
-        keys: logits of shape (C, ...).
-        codes: the code of each class, at most 255; one for C = 1, else C - 1.
+        keys: outputs of shape (C, ...).
+        codes: the code of each class, at most 255.
+        activation: "softmax": logits of background and the classes, C = classes + 1; "sigmoid": logits of the classes,
+            each by itself, C = classes; "none": probabilities of the classes, C = classes. None takes "sigmoid" for one
+            class, else "softmax".
+        thresholds: of probability, one for each class, above 0 and below 1; None in place of one, or of all, as above.
 
     Raises:
-        ConfigError: when the channels do not fit the codes.
+        ConfigError: for an unknown activation or a threshold that cannot work, or channels that do not fit the codes.
     """
 
-    def __init__(self, keys: KeysCollection, codes: Sequence[int], allow_missing_keys: bool = False) -> None:
+    @said_plainly
+    def __init__(
+        self,
+        keys: KeysCollection,
+        codes: Sequence[int],
+        activation: str | None = None,
+        thresholds: Sequence[float | None] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.codes = [int(code) for code in codes]
+        self.activation = activation or ("sigmoid" if len(self.codes) == 1 else "softmax")
+        self.thresholds = list(thresholds) if thresholds is not None else [None] * len(self.codes)
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"The activation {activation!r} is not known: expected one of {', '.join(ACTIVATIONS)}.")
+        if len(self.thresholds) != len(self.codes):
+            raise ConfigError(
+                f"There are {len(self.thresholds)} thresholds for {len(self.codes)} labels: expected one for each."
+            )
+        for threshold in self.thresholds:
+            if threshold is not None and not 0 < threshold < 1:
+                raise ConfigError(f"The threshold {threshold} cannot work: expected a probability between 0 and 1.")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with label maps of shape (1, ...), uint8, that keep their place (`MetaTensor`)."""
@@ -125,17 +153,43 @@ class ToLabelMapd(MapTransform):
             item[key] = self._label_map(item[key])
         return item
 
-    def _label_map(self, logits: torch.Tensor) -> torch.Tensor:
-        channels = logits.shape[0]
-        if channels != (1 if len(self.codes) == 1 else len(self.codes) + 1):
+    def _label_map(self, output: torch.Tensor) -> torch.Tensor:
+        channels, background = output.shape[0], self.activation == "softmax"
+        if channels != len(self.codes) + background:
+            what = "background and each label" if background else "each label"
             raise ConfigError(
-                f"The network gives {channels} channels for {len(self.codes)} label codes: expected 1 for one label, "
-                "else one for background and one a label; correct out_channels or the labels of the task."
+                f"The network gives {channels} channels for {len(self.codes)} label codes: expected one for {what} "
+                f"with the activation {self.activation}; correct out_channels, labels or activation of the task."
             )
-        plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
-        if channels == 1:
-            result = (plain > 0).to(torch.uint8) * self.codes[0]
-        else:
-            table = torch.tensor([0, *self.codes], dtype=torch.uint8, device=plain.device)
+        plain = output.as_tensor() if isinstance(output, MetaTensor) else output
+        table = torch.tensor([0, *self.codes], dtype=torch.uint8, device=plain.device)
+        if background and all(threshold is None for threshold in self.thresholds):
             result = table[plain.argmax(dim=0, keepdim=True)]
-        return MetaTensor(result, meta=logits.meta) if isinstance(logits, MetaTensor) else result
+        else:
+            result = table[self._above(plain)]
+        return MetaTensor(result, meta=output.meta) if isinstance(output, MetaTensor) else result
+
+    def _above(self, plain: torch.Tensor) -> torch.Tensor:
+        """Class index (1, ...) of the largest output above its threshold, 0 where none is."""
+        if self.activation == "softmax":
+            usual: float | None = None  # a class without a threshold has to be the most probable of all
+            largest = plain.argmax(dim=0)
+            plain = plain.float().softmax(dim=0)
+        else:
+            usual, largest = 0.5, None
+        found = torch.zeros(plain.shape[1:], dtype=torch.long, device=plain.device)
+        best = torch.full(plain.shape[1:], -float("inf"), dtype=plain.dtype, device=plain.device)
+        for number, threshold in enumerate(self.thresholds, start=1):
+            channel = plain[number if largest is not None else number - 1]
+            if threshold is None and largest is not None:
+                above = largest == number
+            else:
+                above = channel > self._level(usual if threshold is None else threshold)
+            above &= channel > best
+            found[above], best[above] = number, channel[above]
+        return found[None]
+
+    def _level(self, threshold: float | None) -> float:
+        """The threshold in terms of the network's output: a logit, so that one half is exactly 0, or as it is."""
+        probability = 0.5 if threshold is None else threshold
+        return math.log(probability / (1 - probability)) if self.activation == "sigmoid" else probability
