@@ -294,7 +294,8 @@ def finished(out: Path, name: str, theirs: dict[str, float], **reports: Any) -> 
 def test_the_table_puts_their_figure_beside_ours(tmp_path: Path) -> None:
     finished(
         tmp_path, "liver_ct/x", {"iou": 0.9707},
-        pooled_iou={"mean": 0.95, "counts": {"liver": {"slices": 321}}}, iou={"mean": 0.9}, dice={"mean": 0.94, "patients": 15},
+        pooled_iou={"mean": 0.95, "counts": {"liver": {"slices": 321}}},
+        iou={"mean": 0.9}, dice={"mean": 0.94, "patients": 15},
     )  # fmt: skip
     presence = {"f1": 0.91, "recall": 0.97, "precision": 0.86, "support": 40, "patients": 9}
     finished(
