@@ -12,10 +12,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from ctseg.history import History, read_history
 from ctseg.organslices import KeepOrganSlicesd
 from ctseg.training import Monitor, SaveBest
-from ctseg.weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "configs" / "experiments"
@@ -177,31 +175,6 @@ def test_a_liver_experiment_trains_through_its_sizes_in_one_run(tiny_dataset: Pa
     assert seen[: 3 * length] == [(32, 32)] * 2 * length + [(64, 64)] * length
     assert rates == pytest.approx([1e-3] * 2 * length + [1e-4] * length)
     assert (tmp_path / "model.pt").is_file()
-
-
-def trained(tiny_dataset: Path, folder: Path, **overrides: Any) -> History:
-    run = experiment("unet_resnet18_bce_sgd", tiny_dataset, folder, epochs=1, patch=[32, 32], **overrides)
-    run.initialize()
-    run.run()
-    return read_history(folder / "checkpoint_epoch=1.pt")
-
-
-def test_a_seed_gives_the_same_training_and_another_another(tiny_dataset: Path, tmp_path: Path) -> None:
-    one, same, other = (
-        trained(tiny_dataset, tmp_path / name, seed=seed).rows[0]["train_loss"]
-        for name, seed in (("one", 3), ("same", 3), ("other", 4))
-    )
-    assert one == same != other
-
-
-def test_starts_from_the_weights_of_a_checkpoint(tiny_dataset: Path, tmp_path: Path) -> None:
-    trained(tiny_dataset, tmp_path / "first", seed=3)
-    checkpoint = tmp_path / "first" / "checkpoint_epoch=1.pt"
-    history = trained(tiny_dataset, tmp_path / "second", pretrained=str(checkpoint), **{"optimizer#lr": 0.0})
-    assert [row["epoch"] for row in history.rows] == [1], "it begins anew, with the weights only"
-    before, after = (read_weights(tmp_path / name / "checkpoint_epoch=1.pt") for name in ("first", "second"))
-    learnt = [name for name in before if name.endswith("weight")]
-    assert learnt and all(torch.equal(before[name], after[name]) for name in learnt), "with a rate of 0"
 
 
 def test_the_switches_reach_their_places(tiny_dataset: Path, tmp_path: Path) -> None:
