@@ -167,6 +167,16 @@ def test_a_better_network_wins_after_an_interruption(tmp_path: Path) -> None:
     assert kept(tmp_path) == 6
 
 
+def test_the_scale_of_mixed_precision_is_gone_on_with(tmp_path: Path) -> None:
+    first = Training(tmp_path, [0.5, 0.6])
+    first.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    first.trainer.scaler.scale(torch.ones(1))
+    first.run(1)
+    again = Training(tmp_path, [0.5, 0.6], resume=True)
+    again.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    assert again.run(2).trainer.scaler.get_scale() == 8.0
+
+
 def test_early_stop_counts_on_after_an_interruption(tmp_path: Path) -> None:
     values = [0.9, 0.5, 0.5, 0.5, 0.5, 0.5]
     Training(tmp_path, values, patience=3).run(3)
