@@ -80,9 +80,9 @@ def listener() -> Iterator[tuple[int, list[Any]]]:
 
 
 def tracked(folder: Path, trackers: str, environment: dict[str, str], proxy: int, epochs: int = 2) -> str:
-    for name in PACKAGES:
-        if name in trackers:
-            pytest.importorskip(name, reason=f"the extra track is not installed: {name}")
+    for package in (package for name in PACKAGES if name in trackers for package in PACKAGES[name]):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} of the extra track is not installed")
     way_out = f"http://127.0.0.1:{proxy}"
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
     environment = {**environment, **dict.fromkeys(names, way_out), "NO_PROXY": "127.0.0.1,localhost"}
