@@ -275,6 +275,8 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path, capsys: pytest.Capture
     data = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["experiments", "run", str(tmp_path / "a"), *data]) == 2
     assert "No datalist can be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(["experiments", "run", str(tmp_path / "a"), *data, "--set", "epochs=3"]) == 2
+    assert "--set cannot change epochs, which the runner sets itself" in capsys.readouterr().err
 
 
 def finished(out: Path, name: str, theirs: dict[str, float], **reports: Any) -> None:
