@@ -91,6 +91,8 @@ def test_says_what_the_table_says_and_takes_a_step(name: str) -> None:
     assert (parser["network_def"]["encoder"], parser["loss"]["name"], parser["epochs"]) == (encoder, loss, epochs)
     if window is not None:
         assert parser["window"] == window
+    if not name.partition("/")[0].endswith("presence"):
+        assert parser["network_def"]["architecture"] == Path(name).name.partition("_")[0]
 
     network = parser.get_parsed_content("network")
     made = parser.get_parsed_content("optimizer")
