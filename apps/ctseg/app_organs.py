@@ -64,7 +64,12 @@ class Networks:
         """
         from ctseg.api import predict_selection
 
-        selection.check_ready()
+        for info in selection.bundles:
+            if not info.ready:  # the library's sentence names folders, which are no client's business
+                raise BundleError(
+                    f"bundle {info.name} is {info.status}, so it cannot segment {', '.join(info.labels)} yet: train it "
+                    "(docs/training.md), or leave these organs out"
+                )
         with self._lock:
             return predict_selection(image, selection, self._on(device))
 

@@ -57,13 +57,14 @@ class Selection:
         return {choice.name: choice.code for choice in self.choices} or self.bundle.labels
 
     def check_ready(self) -> None:
-        """Refuse before the long work what cannot run.
+        """Refuse before the long work what cannot run. The weights' content is checked when they are loaded.
 
         Raises:
-            BundleError: a bundle is untrained, or its weights are missing or not the ones it names.
+            BundleError: a bundle is untrained or broken, or its weights are missing.
         """
         for info in self.bundles:
-            verify_weights(info)
+            if not info.ready:
+                verify_weights(info)
 
 
 def select(organs: Sequence[str] | None = None, task: str | Path | None = None, root: Path | None = None) -> Selection:
