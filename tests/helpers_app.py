@@ -55,6 +55,7 @@ class StubPredictor:
             seconds=seconds,
             device="cpu",
             bundle=self.bundle,
+            slices=None,
         )
 
 

@@ -124,6 +124,7 @@ def test_itk_image_that_lies_oblique(warm: Predictors) -> None:
     np.testing.assert_allclose(place, affine @ [3, 7, 5, 1], atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")  # MONAI's, without a GPU's codec
 @pytest.mark.parametrize("code", ["RAS", "PSR"])
 def test_nibabel_and_monai_images_and_files(code: str, warm: Predictors, tmp_path: Path) -> None:
     monai = pytest.importorskip("monai")
@@ -133,7 +134,7 @@ def test_nibabel_and_monai_images_and_files(code: str, warm: Predictors, tmp_pat
     expected, _ = reoriented(moved_mask(), lps_affine(), code)
     file = tmp_path / "ct.nii.gz"
     nib.save(nib.Nifti1Image(array, affine), file)
-    loaded = monai.transforms.LoadImage(reader="NibabelReader", ensure_channel_first=True)(file)
+    loaded = monai.transforms.LoadImage(ensure_channel_first=True)(file)
     lps = MetaTensor(array, affine=np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, meta={"space": "LPS"})
     for image in (nib.load(file), nib.Nifti1Image(array, affine), loaded, lps, file, str(file)):
         found = segment_volume(image, task=MOVED, predictors=warm)

@@ -43,8 +43,8 @@ def random_weights(bundle: BundleInfo, tmp_path: Path) -> Path:
 
 
 def datalist_for(bundle: BundleInfo, folder: Path) -> str:
-    """Write the tiny data set's datalist with the bundle's own label names, and return its file name."""
-    names = list(bundle.labels)
+    """Write the tiny data set's datalist with the names of the bundle's labels and input organs; return its name."""
+    names = [*bundle.labels, *bundle.input_organs]
     content = json.loads((folder / "datalist.json").read_text())
     content["mask_values"] = {"1": names[0], **({"4": names[1]} if len(names) > 1 else {})}
     (folder / f"{bundle.name}.json").write_text(json.dumps(content))

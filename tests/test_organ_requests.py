@@ -128,7 +128,8 @@ def test_selection_without_organs_is_the_task_or_the_only_trained_one(root: Path
 def test_members_of_a_composite_are_ordered_by_what_they_need_then_by_name(bundles: dict[str, BundleInfo]) -> None:
     assert ordered_members(bundles, COMPOSITE) == ["core", "shell"]
     needs_core = changed(
-        bundles["shell_ct_segmentation"], depends_on=[{"bundle": "core_ct_segmentation", "as": "input_organ"}]
+        bundles["shell_ct_segmentation"],
+        depends_on=[{"bundle": "core_ct_segmentation", "as": "input_organ", "organ": "core"}],
     )
     assert ordered_members({**bundles, "shell_ct_segmentation": needs_core}, COMPOSITE) == ["shell", "core"]
     assert ordered_members(bundles, "another") == []
@@ -161,7 +162,7 @@ def test_each_bundle_runs_once_and_the_first_named_wins(tmp_path: Path) -> None:
     assert found.labels == {"right": 1, "third": 2, "left": 3}, "1, 2, 1 are not distinct: numbered"
     np.testing.assert_array_equal(found.label_map, [[[3, 2, 1, 2]]])
     assert found.seconds == {"read": 1.0, "network": 4.0}
-    assert [part.name for part in found.parts] == ran
+    assert [part.bundle.name for part in found.parts] == ran
     assert Selection(found.bundle, ()).labels == found.bundle.labels
 
 

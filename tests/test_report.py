@@ -53,7 +53,7 @@ def test_the_report_says_what_was_done(prediction: FakePrediction, tmp_path: Pat
     file.write_bytes(b"abc")
     report = build_report(prediction, organs, prediction.seconds, [file])
     assert list(report) == [
-        "schema", "intended_use", "versions", "bundle", "device", "source", "organs", "seconds", "notes",
+        "schema", "intended_use", "versions", "bundle", "device", "slices", "source", "organs", "seconds", "notes",
         "mesh_coordinates", "outputs",
     ]  # fmt: skip
     assert report["source"] == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -13,10 +14,11 @@ from app_results import wanted_dtype, wanted_extension, write_result
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
+from ctseg.dependencies import dependency_problem
 from ctseg.devices import inference_device
 from ctseg.errors import BundleError, DeviceError
 from ctseg.organs import measure_organs
-from ctseg.registry import BundleInfo, get_bundle, verify_weights
+from ctseg.registry import BundleInfo, fingerprint, get_bundle, verify_weights
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction, Predictor
@@ -46,13 +48,6 @@ def wanted_device(asked: Any) -> str:
     if not isinstance(first, str):
         raise DeviceError(f"the device {first!r} is not known: expected auto, cpu, cuda or cuda:N; choose one of these")
     return inference_device(str(name_to_device(first)))
-
-
-def _fingerprint(info: BundleInfo) -> tuple[object, ...]:
-    """What must be unchanged for a loaded network to be still the bundle's."""
-    files = [info.path / "configs" / "inference.json", *([info.weights] if info.weights else [])]
-    stats = [file.stat() for file in files if file.is_file()]
-    return (info.version, info.weights_sha256, *((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats))
 
 
 class SegmentationTask(InferTask):
@@ -95,8 +90,8 @@ class SegmentationTask(InferTask):
             return {**answer, "description": str(error), "version": "", "trained": False, "status": "broken"}
         answer.update(version=bundle.version, labels=bundle.labels, trained=bundle.trained, status=bundle.status)
         answer.update(description=bundle.description, modality=bundle.modality, evidence=bundle.evidence)
-        if not bundle.ready:
-            answer["description"] = f"{bundle.description} Not usable yet: {_why_untrained(bundle)}"
+        if problem := _why_untrained(bundle) if not bundle.ready else dependency_problem(bundle):
+            answer["description"] = f"{bundle.description} Not usable yet: {problem}"
         return answer
 
     def get_path(self, validate: bool = True) -> str | None:
@@ -139,11 +134,11 @@ class SegmentationTask(InferTask):
 
     def _predictor(self, bundle: BundleInfo, device: str) -> Predictor:
         """Return the kept predictor, or load it when the bundle changed on disk. Called with the lock held."""
-        fingerprint = _fingerprint(bundle)
+        state = fingerprint(bundle)
         kept = self._loaded.get(device)
-        if kept is None or kept[0] != fingerprint:
+        if kept is None or kept[0] != state:
             self._loaded.pop(device, None)  # the old one is freed before the new one is made
-            kept = self._loaded[device] = (fingerprint, self._load(bundle, device))
+            kept = self._loaded[device] = (state, self._load(bundle, device))
         return kept[1]
 
 
@@ -175,6 +170,7 @@ def described(prediction: Prediction, write: float, total: float) -> dict[str, A
             "transform": seconds,
         },
         "device": prediction.device,
+        "slices": dataclasses.asdict(prediction.slices) if prediction.slices else None,
         "model": prediction.bundle.name,
         "version": prediction.bundle.version,
         "notes": list(prediction.volume.notes),

@@ -6,7 +6,7 @@ in which `{{keys}}` and `{{modes}}` stand for the keys and their interpolation, 
 its keys only. So training and inference cannot differ in their deterministic transforms.
 
 A kind may name the `configs` that its bundles have (all, unless it says so), and replace entries of the shared wiring
-in a block of the configuration's name, where null takes an entry away.
+in a block of the configuration's name, where null takes an entry away and `a#b` is the entry `b` of the entry `a`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,24 @@ def _require(values: Mapping[str, Any], keys: Iterable[str], task_file: Path) ->
 
 
 def _wiring(name: str, shared: Mapping[str, Any], kind: Mapping[str, Any]) -> dict[str, Any]:
-    own = kind.get(name, {})
-    return {key: value for key, value in {**shared[name], **own}.items() if not (key in own and own[key] is None)}
+    wiring: dict[str, Any] = copy.deepcopy(shared[name])
+    for key, value in kind.get(name, {}).items():
+        node, last = wiring, key
+        # An overlay has keys with # of its own: they are replaced as they stand.
+        if key not in wiring and key.partition("#")[0] in wiring:
+            *path, last = key.split("#")
+            for part in path:
+                if not isinstance(node.get(part), dict):
+                    raise ConfigError(
+                        f"The kind {kind.get('kind', '?')} replaces {key!r} of {name}, but the shared wiring has no "
+                        f"{part!r} there: correct the name, or replace the whole entry."
+                    )
+                node = node[part]
+        if value is None:
+            node.pop(last, None)
+        else:
+            node[last] = value
+    return wiring
 
 
 def build_all(root: Path, tasks_dir: Path | None = None) -> dict[Path, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg import __version__, evaluation_command, importing, labelcodes, preparecommand
+from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.organchoice import default_task, select
@@ -195,6 +196,12 @@ def _summary(report: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
         if organ["touches_edge"]:
             edges = ", ".join(organ["edges_touched"])
             lines.append(f"note: {organ['name']} reaches the edge of the scan ({edges}): its volume is a lower bound")
+    several = report.get("bundles", [])
+    for ran in several or [report]:
+        if slices := ran["slices"]:
+            chosen = f", chosen by {slices['gate']}" if slices["gate"] else ""
+            of = f" of {ran['name']}" if several else ""
+            lines.append(f"slices run{of}: {slices['run']} of {slices['of']}{chosen}")
     lines += [f"note: {note}" for note in report["notes"]]
     lines += [f"{out}: {'  '.join(file.name for file in files)}", report["intended_use"]]
     return "\n".join(lines)
@@ -210,6 +217,8 @@ def _task_entry(info: BundleInfo) -> dict[str, Any]:
         "kind": info.kind,
         "status": info.status,
         "trained": info.trained,
+        "depends_on": list(info.depends_on),
+        "problem": info.problem or dependency_problem(info),
         "evidence": info.problem or info.evidence,
         "licence": info.licence,
     }
@@ -234,10 +243,13 @@ def _tasks(arguments: argparse.Namespace) -> None:
     for number, row in enumerate(rows):
         print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
         if number:
-            print(
-                f"    {'problem' if entries[number - 1]['status'] == 'broken' else 'evidence'}: "
-                f"{entries[number - 1]['evidence']}"
-            )
+            entry = entries[number - 1]
+            if entry["status"] != "broken":
+                print(f"    evidence: {entry['evidence']}")
+            if entry["depends_on"]:
+                print(f"    needs: {', '.join(one['bundle'] for one in entry['depends_on'])}")
+            if entry["problem"]:
+                print(f"    problem: {entry['problem']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

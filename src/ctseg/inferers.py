@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 
@@ -36,6 +37,9 @@ class SlicewiseInferer(Inferer):
     First every `probe`-th slice is run. The organ ends before the nearest empty probes on its two sides, so the slices
     between these are run too, and the rest is background without being run. When no probe finds anything, every slice
     is run: an organ thinner than the gap is not lost.
+
+    Where the volume's meta has `run_slices` (`ctseg.transforms.GateSlicesd`), these slices are run, and no others. The
+    result's meta tells `slices_run` and `slices`.
 
     Args:
         batch_size: slices in one forward pass.
@@ -69,15 +73,41 @@ class SlicewiseInferer(Inferer):
         if inputs.ndim != 5 or inputs.shape[0] != 1:
             raise ConfigError(f"SlicewiseInferer got a tensor {tuple(inputs.shape)}: expected (1, C, I, J, S).")
         volume = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        opened = inputs.meta.get("run_slices") if isinstance(inputs, MetaTensor) else None
+        if opened is None:
+            logits, run = self._probed(volume[0], network)
+        else:
+            logits, run = self._gated(volume[0], network, torch.as_tensor(opened).ravel())
+        result: torch.Tensor = convert_to_dst_type(logits[None], inputs)[0]
+        if isinstance(result, MetaTensor):
+            result.meta.update(slices_run=run, slices=volume.shape[-1])
+        return result
+
+    def _probed(self, volume: torch.Tensor, network: Network) -> tuple[torch.Tensor, int]:
+        """Run the slices around what the probes find; return all logits and how many slices were run."""
         count = volume.shape[-1]
         probes = sorted({*range(0, count, self.probe), count - 1})
-        logits, found = self._run(volume[0], network, probes, None)
-        if len(probes) < count:
-            first, last = self._range(found, count)
-            rest = [index for index in range(first, last + 1) if index not in found]
-            logits, _ = self._run(volume[0], network, rest, logits)
-        result: torch.Tensor = convert_to_dst_type(logits[None], inputs)[0]
-        return result
+        logits, found = self._run(volume, network, probes, None)
+        if len(probes) == count:
+            return logits, count
+        first, last = self._range(found, count)
+        rest = [index for index in range(first, last + 1) if index not in found]
+        logits, _ = self._run(volume, network, rest, logits)
+        return logits, len(probes) + len(rest)
+
+    def _gated(self, volume: torch.Tensor, network: Network, opened: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Run the open slices; return all logits and how many slices were run."""
+        if len(opened) != volume.shape[-1]:
+            raise ConfigError(
+                f"SlicewiseInferer got {volume.shape[-1]} slices and a gate for {len(opened)}: expected one grid; "
+                "no step between GateSlicesd and the network may change the slices."
+            )
+        indices = torch.nonzero(opened)[:, 0].tolist()
+        if indices:
+            return self._run(volume, network, indices, None)[0], len(indices)
+        # How many channels the network answers with, only it can tell.
+        logits, _ = self._run(volume, network, [0], None)
+        return _background(logits.permute(3, 0, 1, 2), volume), 0
 
     def _range(self, found: dict[int, bool], count: int) -> tuple[int, int]:
         """The slices to run, first and last, by what the probes found."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ctseg.errors import ConfigError
+
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 # What the bundles were built and tested with; constraints.txt pins the same.
 TESTED = {
@@ -55,32 +57,68 @@ def metadata_of(values: Mapping[str, Any], task: str) -> dict[str, Any]:
             "weights": dict(values["weights"]) if values["weights"] else None,
             **({} if values.get("needs_weights", True) else {"needs_weights": False}),
             **({"part_of": list(values["part_of"])} if values.get("part_of") else {}),
+            **({"depends_on": needs} if (needs := _depends_on(values)) else {}),
         },
     }
+
+
+def _depends_on(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The other bundles that the task names: for its input organs, and as its gate.
+
+    Raises:
+        ConfigError: an input organ for which the task names no bundle.
+    """
+    bundles = values.get("organ_bundles") or {}
+    organs = values.get("input_organs") or []
+    if missing := [organ for organ in organs if organ not in bundles]:
+        raise ConfigError(
+            f"The task {values['bundle']} has the input organs {', '.join(missing)} but names no bundle that segments "
+            "them: add organ_bundles, for example {liver: liver_ct_segmentation}."
+        )
+    needs = [
+        {"bundle": bundles[organ], "as": "input_organ", "organ": organ} for organ in values.get("input_organs", [])
+    ]
+    return needs + ([{"bundle": values["gate"], "as": "gate"}] if values.get("gate") else [])
 
 
 def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
     labels, shape = values["labels"], list(values["patch"])
     channels = {"0": "background", **{str(label["code"]): label["name"] for label in labels}}
+    inputs = ["image", *(f"{organ} mask" for organ in values.get("input_organs", []))]
     tensor = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
+    answer = values.get("answer", "segmentation")
+    mask = {
+        **tensor,
+        "format": "segmentation",
+        "num_channels": 1 if len(labels) == 1 else len(labels) + 1,
+        "value_range": [0.0, 1.0],
+        "channel_def": channels,
+    }
     return {
         "inputs": {
             "image": {
                 **tensor,
                 "format": "hounsfield" if values["modality"] == "CT" else "magnitude",
                 "modality": values["modality"],
-                "num_channels": 1,
+                "num_channels": len(inputs),
                 "value_range": list(values.get("input_range", [0.0, 1.0])),
-                "channel_def": {"0": "image"},
+                "channel_def": {str(number): name for number, name in enumerate(inputs)},
             }
         },
-        "outputs": {
-            "pred": {
-                **tensor,
-                "format": "segmentation",
-                "num_channels": 1 if len(labels) == 1 else len(labels) + 1,
-                "value_range": [0.0, 1.0],
-                "channel_def": channels,
-            }
-        },
+        "outputs": {"pred": _classes(values) if answer == "classification" else mask},
+    }
+
+
+def _classes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A classifier's answer: one number an organ for each image."""
+    names = [label["name"] for label in values["labels"]]
+    return {
+        "type": "probabilities",
+        "format": "classification",
+        "num_channels": len(names),
+        "spatial_shape": [1, len(names)],
+        "dtype": "float32",
+        "is_patch_data": False,
+        "value_range": [0.0, 1.0],
+        "channel_def": {str(index): name for index, name in enumerate(names)},
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctseg.dependencies import check_dependencies, dependencies_of
 from ctseg.errors import BundleError, ConfigError
 from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
 
@@ -60,11 +61,12 @@ class Selection:
         """Refuse before the long work what cannot run. The weights' content is checked when they are loaded.
 
         Raises:
-            BundleError: a bundle is untrained or broken, or its weights are missing.
+            BundleError: a bundle is untrained or broken, its weights are missing, or what it needs cannot run.
         """
         for info in self.bundles:
             if not info.ready:
                 verify_weights(info)
+            check_dependencies(info)
 
 
 def select(organs: Sequence[str] | None = None, task: str | Path | None = None, root: Path | None = None) -> Selection:
@@ -166,7 +168,7 @@ def ordered_members(bundles: Mapping[str, BundleInfo], composite: str) -> list[s
     ordered: list[str] = []
     waiting = sorted(members)
     while waiting:
-        needed = {other for name in waiting for other in _needs(members[name]) if other != name}
+        needed = {other for name in waiting for other in _names_needed(members[name])}
         first = next((name for name in waiting if name not in needed), waiting[0])
         waiting.remove(first)
         ordered.append(first)
@@ -206,9 +208,8 @@ def _entry(choice: OrganChoice) -> dict[str, Any]:
     return {**entry, "code": choice.code}
 
 
-def _needs(info: BundleInfo) -> set[str]:
-    """Names of the bundles whose result this one takes."""
-    return {str(entry["bundle"]) for entry in info.metadata.get("ctseg", {}).get("depends_on", ())}
+def _names_needed(info: BundleInfo) -> set[str]:
+    return {dependency.bundle for dependency in dependencies_of(info)} - {info.name}
 
 
 def _check_names(organs: Sequence[str], bundles: Mapping[str, BundleInfo]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ctseg.dependencies import check_dependencies
 from ctseg.devices import as_device, inference_device
 from ctseg.errors import BundleError, CtsegError
 from ctseg.reading import read_volume
@@ -33,6 +34,29 @@ class StudyLike(Protocol):
 
 
 @dataclass(frozen=True)
+class SlicesRun:
+    """How many slices a network was run on.
+
+    Attributes:
+        run: slices that were run.
+        of: slices of its grid (that of the network's spacing, not the source's).
+        gate: the classifier bundle that chose them; None where none did.
+    """
+
+    run: int
+    of: int
+    gate: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A bundle that ran for a mask of several organs, and how many slices it was run on."""
+
+    bundle: BundleInfo
+    slices: SlicesRun | None = None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a bundle found in a study.
 
@@ -40,9 +64,11 @@ class Prediction:
         volume: the study.
         label_map: uint8, shape of `volume`; the values are label codes, 0 is background.
         labels: label name -> code.
-        seconds: stage -> seconds, in order: read, preprocess, network, postprocess.
+        seconds: stage -> seconds, in order: read, the names of other bundles that were waited for, preprocess,
+            network, postprocess.
         device: where the network ran, e.g. "cpu" or "cuda:0".
         bundle: the bundle that ran; of several organs' merged mask, what its labels are.
+        slices: how many slices were run; None for a network that does not go slice by slice, and for a merged mask.
         parts: the bundles that ran for a merged mask, else empty.
     """
 
@@ -52,22 +78,25 @@ class Prediction:
     seconds: dict[str, float]
     device: str
     bundle: BundleInfo
-    parts: tuple[BundleInfo, ...] = ()
+    slices: SlicesRun | None = None
+    parts: tuple[Part, ...] = ()
 
 
 class Predictor:
     """A bundle with its network loaded once, ready for any number of studies.
 
     Args:
-        bundle: a bundle that is ready: trained, or in need of no weights.
+        bundle: a bundle that is ready: trained, or in need of no weights, and so are those that it needs.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
+        overrides: values in place of those in the bundle's `inference.json`, e.g. `{"gate": None}`.
 
     Raises:
-        BundleError: when the bundle is untrained, its weights are not the ones it names or do not fit its network.
+        BundleError: when the bundle or one that it needs is untrained, its weights are not the ones it names or do not
+            fit its network.
         DeviceError: when the device is not there.
     """
 
-    def __init__(self, bundle: BundleInfo, device: str = "auto") -> None:
+    def __init__(self, bundle: BundleInfo, device: str = "auto", overrides: Mapping[str, Any] | None = None) -> None:
         from monai.bundle import ConfigParser
 
         from ctseg.weights import load_weights
@@ -75,11 +104,16 @@ class Predictor:
         self.bundle = bundle
         self.device = inference_device(device)
         weights = verify_weights(bundle)
+        check_dependencies(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
-        self._values: dict[str, Any] = dict(parser.config)
+        read: Any = parser.config
+        self._values: dict[str, Any] = dict(read)
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
+        for name, value in (overrides or {}).items():
+            parser[name] = value
+        self._gate: str | None = {**self._values, **(overrides or {})}.get("gate")
         self._preprocessing = self._part(parser, "preprocessing")
         self._postprocessing = _without_saving(self._part(parser, "postprocessing"))
         self._inferer = self._part(parser, "inferer")
@@ -110,6 +144,7 @@ class Predictor:
             seconds=seconds,
             device=self.device,
             bundle=self.bundle,
+            slices=self._slices_run(item),
         )
 
     def answer(
@@ -148,15 +183,20 @@ class Predictor:
     ) -> dict[str, Any]:
         import torch
 
+        from ctseg.transforms.organs import WAITED
+
         try:
             with torch.inference_mode():
                 with _stage("preprocess", seconds, progress):
                     opened: dict[str, Any] = {"image": volume} if study is None else {"image": volume, "study": study}
                     item: dict[str, Any] = self._preprocessing(opened)
                     batch = item["image"][None].to(as_device(self.device))
+                _tell_apart(seconds, item["image"].meta.pop(WAITED, {}))
                 with _stage("network", seconds, progress):
                     item["pred"] = self._inferer(batch, self._network)[0]
                     del batch
+                told = getattr(item["pred"], "meta", {})  # which the way back to the source's grid drops
+                item["slices_run"] = {key: told.get(key) for key in ("slices_run", "slices")}
                 with _stage("postprocess", seconds, progress):
                     item = self._postprocessing(item)
         except RuntimeError as error:
@@ -165,6 +205,10 @@ class Predictor:
                 raise error.__cause__ from error
             raise
         return item
+
+    def _slices_run(self, item: Mapping[str, Any]) -> SlicesRun | None:
+        told = item["slices_run"]
+        return SlicesRun(told["slices_run"], told["slices"], self._gate) if told["slices"] is not None else None
 
     def _part(self, parser: Any, name: str) -> Any:
         try:
@@ -184,6 +228,12 @@ def _without_saving(steps: Any) -> Any:
     from ctseg.transforms import SaveMaskd, SavePresenced
 
     return Compose([step for step in steps.transforms if not isinstance(step, (SaveMaskd, SavePresenced))])
+
+
+def _tell_apart(seconds: dict[str, float], waited: Mapping[str, float]) -> None:
+    """Give the time that the preprocessing waited for other bundles an entry of its own, before it."""
+    own = seconds.pop("preprocess") - sum(waited.values())
+    seconds.update({**waited, "preprocess": max(0.0, own)})
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def runs_of(numbers: Sequence[int] | NDArray[np.int64], present: Sequence[bool] 
 
 def gaps_between(runs: Sequence[Run]) -> list[Run]:
     """Return first and last number of each gap between runs."""
-    return [(before[1] + 1, after[0] - 1) for before, after in zip(runs, runs[1:], strict=False)]
+    return [(before[1] + 1, after[0] - 1) for before, after in pairwise(runs)]
 
 
 def slice_positions(image: MetaTensor) -> tuple[int, NDArray[np.float64]]:

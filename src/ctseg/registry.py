@@ -108,6 +108,16 @@ class BundleInfo:
         return tuple(str(name) for name in self._block.get("part_of", ()))
 
     @property
+    def depends_on(self) -> tuple[dict[str, Any], ...]:
+        """One dict for each bundle that this one needs: `bundle`, `as`, `organ` (see `ctseg.dependencies`)."""
+        return tuple(dict(entry) for entry in self._block.get("depends_on", ()))
+
+    @property
+    def input_organs(self) -> tuple[str, ...]:
+        """The organs whose masks the network takes as further input channels, in order."""
+        return tuple(str(entry["organ"]) for entry in self.depends_on if entry["as"] == "input_organ")
+
+    @property
     def needs_weights(self) -> bool:
         """Whether there is something to train; not so for a bundle that works by a rule, such as a threshold."""
         return bool(self._block.get("needs_weights", True))
@@ -211,6 +221,18 @@ def _problem_with_weights(weights: Any) -> str:
     return ""
 
 
+def _problem_with_dependencies(entries: Any) -> str:
+    if not isinstance(entries, list):
+        return f"depends_on {entries!r}, expected a list"
+    for entry in entries:
+        known = isinstance(entry, dict) and isinstance(entry.get("bundle"), str)
+        if not known or entry.get("as") not in ("input_organ", "gate"):
+            return f"depends_on {entry!r}, expected an object with bundle and as (input_organ or gate)"
+        if entry["as"] == "input_organ" and not isinstance(entry.get("organ"), str):
+            return f"depends_on {entry!r}, expected the organ too"
+    return ""
+
+
 def _problem_with(metadata: Any) -> str:
     """Say in a few words what is wrong with parsed metadata, or "" when it can be used."""
     if not isinstance(metadata, dict):
@@ -236,7 +258,7 @@ def _problem_with(metadata: Any) -> str:
         return f"needs_weights {block['needs_weights']!r}, expected true or false"
     if block["weights"] and not block.get("needs_weights", True):
         return "weights, although it says that it needs none"
-    return _problem_with_weights(block["weights"])
+    return _problem_with_dependencies(block.get("depends_on", [])) or _problem_with_weights(block["weights"])
 
 
 def _read_bundle(folder: Path) -> BundleInfo:

@@ -5,6 +5,7 @@ It holds no path, patient name or date: a DICOM source is named by its series, a
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
 
 if TYPE_CHECKING:
-    from ctseg.prediction import Prediction
+    from ctseg.prediction import Part, Prediction
 
 INTENDED_USE = "research only: not a medical device, not for diagnosis"
 _PACKAGES = ("monai", "torch", "numpy")
@@ -59,7 +60,11 @@ def _bundles(prediction: Prediction) -> dict[str, Any]:
     if not prediction.parts:
         return {"bundle": _bundle(prediction.bundle)}
     named = {"name": prediction.bundle.name, "version": prediction.bundle.version}
-    return {"bundle": named, "bundles": [_bundle(part) for part in prediction.parts]}
+    return {"bundle": named, "bundles": [{**_bundle(part.bundle), **_slices(part)} for part in prediction.parts]}
+
+
+def _slices(ran: Prediction | Part) -> dict[str, Any]:
+    return {"slices": dataclasses.asdict(ran.slices) if ran.slices else None}
 
 
 def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
@@ -105,6 +110,7 @@ def build_report(
         "versions": versions(),
         **_bundles(prediction),
         "device": prediction.device,
+        **_slices(prediction),
         "source": source,
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],
         "seconds": {**stages, "total": round(sum(float(value) for value in seconds.values()), 3)},

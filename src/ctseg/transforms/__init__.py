@@ -3,19 +3,25 @@
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
+from ctseg.transforms.organs import AddOrgansd, GateSlicesd, SplitOrgansd
 from ctseg.transforms.pieces import RemoveSmallPiecesd
+from ctseg.transforms.pixels import PixelSpacingd
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 
 __all__ = [
+    "AddOrgansd",
+    "GateSlicesd",
     "KeepLargestCored",
     "LoadLabeld",
     "LoadVolumed",
+    "PixelSpacingd",
     "RandSlicesd",
     "RemoveSmallPiecesd",
     "RestoreGridd",
     "SaveMaskd",
     "SavePresenced",
+    "SplitOrgansd",
     "ToLabelMapd",
     "ToPresenced",
     "ToProbabilityd",

@@ -26,6 +26,7 @@ class LoadLabeld(MapTransform):
         keys: items to read.
         labels: names of the task's classes; class i+1 is labels[i].
         image_key: the image that the label must fit.
+        organs: names of organs beside the task's, whose masks the item gets as `organs`, (C, I, J, K), uint8 0 or 1.
 
     Raises:
         GeometryError: when the label does not lie on its image's grid.
@@ -38,9 +39,11 @@ class LoadLabeld(MapTransform):
         labels: Sequence[str],
         image_key: str = "image",
         allow_missing_keys: bool = False,
+        organs: Sequence[str] = (),
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.labels = list(labels)
+        self.organs = list(organs)
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -59,7 +62,23 @@ class LoadLabeld(MapTransform):
                 place, own = (np.asarray(one.affine, dtype=np.float64) for one in (image, label))
                 check_same_grid(image.shape[1:], place, label.shape[1:], own, str(label.meta["filename_or_obj"]))
             item[key] = label
+            if self.organs:
+                masks = np.stack([self._organ(name, item.get("mask_values"), volume.array) for name in self.organs])
+                item["organs"] = MetaTensor(torch.from_numpy(masks), affine=label.affine)
         return item
+
+    def _organ(self, organ: str, values: Mapping[Any, str] | None, array: np.ndarray) -> np.ndarray:
+        """The mask (I, J, K) of an organ that is an input of the network, out of the same label map."""
+        own = [int(value) for value, name in (values or {}).items() if name == organ]
+        if not own:
+            known = ", ".join(sorted(set((values or {}).values()))) or "no names"
+            raise ConfigError(
+                f"The network takes {organ!r} as an input channel, but the data source's mask_values name {known}: "
+                "prepare the data with that organ's value in the label maps (ctseg prepare --label), or set "
+                "input_organs to []."
+            )
+        mask: np.ndarray = np.isin(array, own).astype(np.uint8)
+        return mask
 
     def _table(self, values: Mapping[Any, str] | None, array: np.ndarray) -> dict[int, int]:
         if values is None:

@@ -1,4 +1,4 @@
-"""Slices for a classifier: one drawn out of a volume, masks turned into presence, logits into probabilities, a table."""
+"""Slices for a classifier: drawn out of a volume, masks turned into presence, logits into probabilities, a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class RandSlicesd(Randomizable, MapTransform):
     of one slice gives one item, so that volumes and single slices train together.
 
     Args:
-        keys: arrays (C, I, J, K) of one grid; other entries of the item are repeated.
+        keys: arrays (C, I, J, K) of one grid. What else is in the item goes: sources that differ in it (in their
+            `mask_values`, say) could not share a batch.
         label_key: class indices, which say where an organ is.
         num_samples: items out of a volume.
         with_organ: share of slices with an organ, 0 to 1.
@@ -55,12 +56,9 @@ class RandSlicesd(Randomizable, MapTransform):
         """Return one item for each slice; the keys are (C, I, J)."""
         label = torch.as_tensor(data[self.label_key])
         organ = (label > 0).flatten(0, -2).any(dim=0).numpy()
-        items = []
+        items: list[dict[Hashable, Any]] = []
         for index in self.draw(organ):
-            item = dict(data)
-            for key in self.key_iterator(item):
-                item[key] = item[key][..., index]
-            items.append(item)
+            items.append({key: data[key][..., index] for key in self.key_iterator(dict(data))})
         return items
 
     def draw(self, organ: np.ndarray) -> list[int]:
