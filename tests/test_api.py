@@ -135,7 +135,7 @@ def test_nibabel_and_monai_images_and_files(code: str, warm: Predictors, tmp_pat
     file = tmp_path / "ct.nii.gz"
     nib.save(nib.Nifti1Image(array, affine), file)
     loaded = monai.transforms.LoadImage(ensure_channel_first=True)(file)
-    lps = MetaTensor(array, affine=np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, meta={"space": "LPS"})
+    lps = MetaTensor(array.copy(), affine=np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, meta={"space": "LPS"})
     for image in (nib.load(file), nib.Nifti1Image(array, affine), loaded, lps, file, str(file)):
         found = segment_volume(image, task=MOVED, predictors=warm)
         np.testing.assert_array_equal(found.mask.reshape(array.shape), expected)
