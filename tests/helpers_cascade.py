@@ -52,7 +52,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "second_ct": {
         "bundle": SECOND, "base": "slicewise", "description": "An organ beside it.", "labels": [label("second", 7)],
-        "spacing": [3.0, 3.0, 3.0], "thick_slices": 2.5, "patch": [32, 32], "divisor": 4,
+        "spacing": [3.07, 3.07, 3.0], "thick_slices": 2.5, "patch": [32, 32], "divisor": 4,
         "network": segmenter("$1 + len(@input_organs)"),
         "input_organs": ["organ"], "organ_bundles": {"organ": ORGAN},
     },
@@ -103,3 +103,21 @@ def phantom_ct(shape: tuple[int, int, int] = (30, 26, 14)) -> np.ndarray:
     hu[(i + 0.4) ** 2 + (j - 0.1) ** 2 + (k - 0.2) ** 2 / 2 < 0.2] = 180
     hu[(i - 0.3) ** 2 + (j + 0.4) ** 2 + (k + 0.3) ** 2 < 0.06] = -50
     return (hu + np.random.default_rng(3).normal(0, 15, shape)).astype(np.int16)
+
+
+class Bright(torch.nn.Module):
+    """A network that finds what is bright in the first channel: as a segmenter by voxel, as a classifier by slice."""
+
+    def __init__(self, by_slice: bool = False, level: float = 0.68) -> None:
+        super().__init__()
+        self.by_slice = by_slice
+        self.level = torch.nn.Parameter(torch.tensor(level))
+
+    def forward(self, slices: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, 1, I, J), or (B, 1)."""
+        logits = (slices[:, :1] - self.level) * 50
+        return logits.flatten(1).amax(dim=1, keepdim=True) if self.by_slice else logits
+
+
+def bright(by_slice: bool = False) -> dict[str, Any]:
+    return {"_target_": "helpers_cascade.Bright", "by_slice": by_slice}

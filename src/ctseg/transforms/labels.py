@@ -53,6 +53,9 @@ class LoadLabeld(MapTransform):
             volume = volume_of(item[key], item, modality="label")
             table = self._table(item.get("mask_values"), volume.array)
             label = to_tensor(volume, patient=item.get("patient"))
+            if self.organs:  # before the label's memory, which is the volume's, is written over
+                masks = np.stack([self._organ(name, item.get("mask_values"), volume.array) for name in self.organs])
+                item["organs"] = MetaTensor(torch.from_numpy(masks), affine=label.affine)
             classes = np.zeros(volume.shape, dtype=np.uint8)
             for value, index in table.items():
                 classes[volume.array == value] = index
@@ -62,9 +65,6 @@ class LoadLabeld(MapTransform):
                 place, own = (np.asarray(one.affine, dtype=np.float64) for one in (image, label))
                 check_same_grid(image.shape[1:], place, label.shape[1:], own, str(label.meta["filename_or_obj"]))
             item[key] = label
-            if self.organs:
-                masks = np.stack([self._organ(name, item.get("mask_values"), volume.array) for name in self.organs])
-                item["organs"] = MetaTensor(torch.from_numpy(masks), affine=label.affine)
         return item
 
     def _organ(self, organ: str, values: Mapping[Any, str] | None, array: np.ndarray) -> np.ndarray:
