@@ -67,7 +67,7 @@ class Predictor:
         weights = verify_weights(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
-        self._values: dict[str, Any] = dict(parser.config)
+        self._values: dict[str, Any] = dict(parser.get() or {})
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         self._preprocessing = self._part(parser, "preprocessing")

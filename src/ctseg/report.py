@@ -22,6 +22,7 @@ from ctseg.volume import Volume
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction
+    from ctseg.presence import SlicePresence
 
 INTENDED_USE = "research only: not a medical device, not for diagnosis"
 _PACKAGES = ("monai", "torch", "numpy")
@@ -72,7 +73,10 @@ def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
 
 
 def build_report(
-    prediction: Prediction, organs: Iterable[Organ], seconds: Mapping[str, float], outputs: Iterable[Path]
+    prediction: Prediction | SlicePresence,
+    organs: Iterable[Organ],
+    seconds: Mapping[str, float],
+    outputs: Iterable[Path],
 ) -> dict[str, Any]:
     """Return the report as plain JSON types, its keys in a fixed order.
 
@@ -103,6 +107,24 @@ def build_report(
         "notes": list(prediction.volume.notes),
         "mesh_coordinates": SPACES,
         "outputs": {file.name: {"sha256": file_sha256(file)} for file in outputs},
+    }
+
+
+def build_presence_report(
+    found: SlicePresence, seconds: Mapping[str, float], outputs: Iterable[Path]
+) -> dict[str, Any]:
+    """Return the report of a classifier: that of a mask, with the table of its slices for organs and meshes.
+
+    Raises:
+        OSError: an output cannot be read back.
+    """
+    from ctseg.presence_table import table_json
+
+    frame = build_report(found, [], seconds, outputs)
+    return {
+        ("presence" if key == "organs" else key): (table_json(found) if key == "organs" else value)
+        for key, value in frame.items()
+        if key != "mesh_coordinates"
     }
 
 
