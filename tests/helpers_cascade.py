@@ -1,4 +1,4 @@
-"""Three tiny bundles with random weights: an organ, a second one that takes its mask, and a classifier for the second."""
+"""Three tiny bundles with random weights: an organ, a second one that takes its mask, and a classifier for that."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def write_cascade(folder: Path, **second: Any) -> Path:
 
 
 def phantom_ct(shape: tuple[int, int, int] = (30, 26, 14)) -> np.ndarray:
-    """HU, axes R, A, S: a body in air, a bright organ at small i that ends below, texture that no flip maps on itself."""
+    """HU, axes R, A, S: a body in air, a bright organ at small i, texture that no flip maps on itself."""
     i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     hu = np.full(shape, -1000.0)
     hu[i**2 / 0.8 + j**2 / 0.7 < 1] = 40 + 20 * i[i**2 / 0.8 + j**2 / 0.7 < 1]

@@ -90,7 +90,9 @@ def test_a_study_gives_the_same_voxels_and_runs_each_bundle_once(
     second = study.prediction(SECOND)
     assert np.array_equal(second.label_map, mask)
     assert second.seconds[ORGAN] > 0
-    assert np.array_equal(study.prediction(ORGAN).label_map, Predictor(get_bundle(ORGAN, bundles)).predict(ct).label_map)
+    assert np.array_equal(
+        study.prediction(ORGAN).label_map, Predictor(get_bundle(ORGAN, bundles)).predict(ct).label_map
+    )
     assert study.prediction(SECOND) is second
     assert ran == [SECOND, ORGAN, ORGAN]  # the last one is the comparison
 
@@ -169,7 +171,7 @@ def test_training_takes_the_mask_from_the_label_file(bundles: Path, tmp_path: Pa
     assert image[1].sum() == pytest.approx((source == 5).sum() * voxel, rel=0.08)
     assert label.sum() == pytest.approx((source == 9).sum() * voxel, rel=0.08)
     assert not (image[1].bool() & label[0].bool()).any()
-    assert 0 <= image[0].min() and image[0].max() <= 1 and len(torch.unique(image[0])) > 50
+    assert image[0].min() >= 0 and image[0].max() <= 1 and len(torch.unique(image[0])) > 50
 
 
 def test_augmentation_moves_mask_and_label_alike_and_leaves_the_mask_a_mask(bundles: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 from ctseg import __version__, evaluation_command, importing, preparecommand
 from ctseg.dependencies import check_dependencies, dependency_problem
-from ctseg.errors import BundleError, CtsegError, InputError
+from ctseg.errors import BundleError, ConfigError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
+from ctseg.presence_output import PRESENCE_KINDS, presence_names, presence_summary, write_presence
 from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
 
 _EXAMPLES = """examples:
@@ -35,6 +36,10 @@ _OF_SEGMENT = """what is written into OUT:
                  organs.glb holds all organs of a bundle that has several
   preview.png    axial, coronal, sagittal with the contour and the volume in ml (png)
   report.json    volumes, versions, seconds, sha256 of the files (json)
+by a classifier (--task ..._classification), instead of a mask:
+  presence.csv   a line a slice: number, height in mm, probability, present 0 or 1 (csv)
+  presence.png   the same as a plot beside the body (png)
+  report.json    the table, runs and gaps of slices, versions, seconds, sha256 (json)
 
 examples:
   ctseg segment ct.nii.gz -o out
@@ -58,10 +63,21 @@ def _device(text: str) -> str:
 
 def _kinds(text: str) -> tuple[str, ...]:
     asked = [kind.strip() for kind in text.split(",") if kind.strip()]
-    if not asked or (unknown := sorted(set(asked) - set(KINDS))):
+    known = tuple(dict.fromkeys((*KINDS, *PRESENCE_KINDS)))
+    if not asked or (unknown := sorted(set(asked) - set(known))):
         what = f"{', '.join(unknown)} is no kind of output" if asked else "no kind of output is named"
-        raise argparse.ArgumentTypeError(f"{what}; expected one or more of {','.join(KINDS)}")
-    return tuple(kind for kind in KINDS if kind in asked)
+        raise argparse.ArgumentTypeError(f"{what}; expected one or more of {','.join(known)}")
+    return tuple(kind for kind in known if kind in asked)
+
+
+def _wanted_kinds(asked: tuple[str, ...] | None, bundle: BundleInfo) -> tuple[str, ...]:
+    """The kinds of output that were asked for, or the usual ones of such a bundle."""
+    usual, possible = (PRESENCE_KINDS, PRESENCE_KINDS) if bundle.classifies else (USUAL_KINDS, KINDS)
+    if wrong := set(asked or ()) - set(possible):
+        raise ConfigError(
+            f"bundle {bundle.name} writes no {', '.join(sorted(wrong))}: expected one or more of {','.join(possible)}"
+        )
+    return asked or usual
 
 
 def _default_task(bundles: Mapping[str, BundleInfo]) -> str | None:
@@ -103,9 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--output",
         type=_kinds,
-        default=USUAL_KINDS,
         metavar="KINDS",
-        help=f"any of {','.join(KINDS)}, with commas between (default: {','.join(USUAL_KINDS)})",
+        help=f"any of {','.join(KINDS)}, with commas between (default: {','.join(USUAL_KINDS)}); "
+        f"of a classifier {','.join(PRESENCE_KINDS)} (default: all)",
     )
     segment.add_argument(
         "--faces",
@@ -154,23 +170,41 @@ def _segment(arguments: argparse.Namespace) -> None:
     bundle = _chosen_bundle(arguments.task)
     if not source.exists():
         raise InputError(f"there is no file or folder {source}; name a NIfTI, NRRD, MetaImage, DICOM folder or zip")
-    if not bundle.segments:
-        raise BundleError(f"bundle {bundle.name} makes no mask; ctseg tasks lists the ones that segment")
+    if not (bundle.segments or bundle.classifies):
+        raise BundleError(f"bundle {bundle.name} makes no mask or table; ctseg tasks lists the ones that do")
     verify_weights(bundle)
     check_dependencies(bundle)
-    check_folder(out, source, file_names(arguments.output, bundle.labels), overwrite=arguments.overwrite)
+    kinds = _wanted_kinds(arguments.output, bundle)
+    names = presence_names(kinds) if bundle.classifies else file_names(kinds, bundle.labels)
+    check_folder(out, source, names, overwrite=arguments.overwrite)
 
     _say(f"loading {bundle.name} {bundle.version}")
     started = time.perf_counter()
+    if bundle.classifies:
+        _classify(bundle, arguments, kinds, started)
+        return
     from ctseg.prediction import Predictor  # brings torch and MONAI: seconds, so after every cheap refusal
 
     predictor = Predictor(bundle, arguments.device)
     load = time.perf_counter() - started
     prediction = predictor.predict(source, progress=lambda stage: _say(_STAGES.get(stage, stage)))
     prediction = dataclasses.replace(prediction, seconds={"load": load, **prediction.seconds})
-    _say(f"writing {', '.join(arguments.output)}")
-    files, report = write_outputs(prediction, out, arguments.output, faces=arguments.faces)
+    _say(f"writing {', '.join(kinds)}")
+    files, report = write_outputs(prediction, out, kinds, faces=arguments.faces)
     print(_summary(report, out, files))
+
+
+def _classify(bundle: BundleInfo, arguments: argparse.Namespace, kinds: Sequence[str], started: float) -> None:
+    from ctseg.presence import PresencePredictor  # brings torch and MONAI when it is made
+
+    predictor = PresencePredictor(bundle, arguments.device)
+    load = time.perf_counter() - started
+    stages = {**_STAGES, "postprocess": "turning it into a table"}
+    found = predictor.predict(arguments.input, progress=lambda stage: _say(stages.get(stage, stage)))
+    found = dataclasses.replace(found, seconds={"load": load, **found.seconds})
+    _say(f"writing {', '.join(kinds)}")
+    files, report = write_presence(found, arguments.out, kinds)
+    print(presence_summary(report, arguments.out, files))
 
 
 def _summary(report: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:

@@ -23,6 +23,7 @@ from ctseg.volume import Volume
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction
+    from ctseg.presence import SlicePresence
 
 INTENDED_USE = "research only: not a medical device, not for diagnosis"
 _PACKAGES = ("monai", "torch", "numpy")
@@ -73,7 +74,10 @@ def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
 
 
 def build_report(
-    prediction: Prediction, organs: Iterable[Organ], seconds: Mapping[str, float], outputs: Iterable[Path]
+    prediction: Prediction | SlicePresence,
+    organs: Iterable[Organ],
+    seconds: Mapping[str, float],
+    outputs: Iterable[Path],
 ) -> dict[str, Any]:
     """Return the report as plain JSON types, its keys in a fixed order.
 
@@ -90,7 +94,7 @@ def build_report(
     Raises:
         OSError: an output cannot be read back.
     """
-    source = _source(prediction.volume)
+    source, slices = _source(prediction.volume), getattr(prediction, "slices", None)  # a classifier runs on all
     stages = {name: round(float(value), 3) for name, value in seconds.items()}
     return {
         "schema": REPORT_SCHEMA,
@@ -98,13 +102,31 @@ def build_report(
         "versions": versions(),
         "bundle": _bundle(prediction.bundle),
         "device": prediction.device,
-        "slices": dataclasses.asdict(prediction.slices) if prediction.slices else None,
+        "slices": dataclasses.asdict(slices) if slices else None,
         "source": source,
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],
         "seconds": {**stages, "total": round(sum(float(value) for value in seconds.values()), 3)},
         "notes": list(prediction.volume.notes),
         "mesh_coordinates": SPACES,
         "outputs": {file.name: {"sha256": file_sha256(file)} for file in outputs},
+    }
+
+
+def build_presence_report(
+    found: SlicePresence, seconds: Mapping[str, float], outputs: Iterable[Path]
+) -> dict[str, Any]:
+    """Return the report of a classifier: that of a mask, with the table of its slices for organs and meshes.
+
+    Raises:
+        OSError: an output cannot be read back.
+    """
+    from ctseg.presence_table import table_json
+
+    frame = build_report(found, [], seconds, outputs)
+    return {
+        ("presence" if key == "organs" else key): (table_json(found) if key == "organs" else value)
+        for key, value in frame.items()
+        if key not in ("mesh_coordinates", "slices")
     }
 
 
