@@ -131,6 +131,7 @@ def _run_config(plan: Plan, run: Path, progress: Progress) -> None:
             dataset_dir=str(plan.data.folder),
             datalist=DATALIST,
             ckpt_dir=str(run),
+            organs_from="either",  # viewers draw one organ; the others come from their own bundles
             device=options.device,
             pretrained=str(plan.start) if plan.start else None,
             resume=False,

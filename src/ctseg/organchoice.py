@@ -160,9 +160,9 @@ def choose_organs(
 def ordered_members(bundles: Mapping[str, BundleInfo], composite: str) -> list[str]:
     """Return the organs of a composite, first the one that wins a shared voxel.
 
-    A bundle is a member when its metadata names the composite in `part_of`. One that depends on another (the
-    gallbladder's network, which takes the liver's mask) comes before it, for it was made knowing the other; else the
-    order is that of the names.
+    A bundle is a member when its metadata names the composite in `part_of`. One that depends on another
+    (whose mask it takes as an input) comes before it, for it was made knowing the other; else the order is that of the
+    names.
     """
     members = {name: info for name, info in bundles.items() if info.segments and composite in info.part_of}
     ordered: list[str] = []

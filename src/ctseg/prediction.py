@@ -107,8 +107,7 @@ class Predictor:
         check_dependencies(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
-        read: Any = parser.config
-        self._values: dict[str, Any] = dict(read)
+        self._values: dict[str, Any] = dict(parser.get() or {})
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         for name, value in (overrides or {}).items():

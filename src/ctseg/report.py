@@ -23,6 +23,7 @@ from ctseg.volume import Volume
 
 if TYPE_CHECKING:
     from ctseg.prediction import Part, Prediction
+    from ctseg.presence import SlicePresence
 
 INTENDED_USE = "research only: not a medical device, not for diagnosis"
 _PACKAGES = ("monai", "torch", "numpy")
@@ -55,16 +56,18 @@ def _bundle(info: BundleInfo) -> dict[str, Any]:
     return {"name": info.name, "version": info.version, "weights_sha256": sha256, "weights": info.status}
 
 
-def _bundles(prediction: Prediction) -> dict[str, Any]:
+def _bundles(prediction: Prediction | SlicePresence) -> dict[str, Any]:
     """The bundle that ran, and those of a mask that several made."""
-    if not prediction.parts:
-        return {"bundle": _bundle(prediction.bundle)}
-    named = {"name": prediction.bundle.name, "version": prediction.bundle.version}
-    return {"bundle": named, "bundles": [{**_bundle(part.bundle), **_slices(part)} for part in prediction.parts]}
+    info, parts = prediction.bundle, getattr(prediction, "parts", ())
+    if not parts:
+        return {"bundle": _bundle(info)}
+    named = {"name": info.name, "version": info.version}
+    return {"bundle": named, "bundles": [{**_bundle(part.bundle), **_slices(part)} for part in parts]}
 
 
-def _slices(ran: Prediction | Part) -> dict[str, Any]:
-    return {"slices": dataclasses.asdict(ran.slices) if ran.slices else None}
+def _slices(ran: Prediction | SlicePresence | Part) -> dict[str, Any]:
+    slices = getattr(ran, "slices", None)  # a classifier runs on all
+    return {"slices": dataclasses.asdict(slices) if slices else None}
 
 
 def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
@@ -85,7 +88,10 @@ def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
 
 
 def build_report(
-    prediction: Prediction, organs: Iterable[Organ], seconds: Mapping[str, float], outputs: Iterable[Path]
+    prediction: Prediction | SlicePresence,
+    organs: Iterable[Organ],
+    seconds: Mapping[str, float],
+    outputs: Iterable[Path],
 ) -> dict[str, Any]:
     """Return the report as plain JSON types, its keys in a fixed order.
 
@@ -117,6 +123,24 @@ def build_report(
         "notes": list(prediction.volume.notes),
         "mesh_coordinates": SPACES,
         "outputs": {file.name: {"sha256": file_sha256(file)} for file in outputs},
+    }
+
+
+def build_presence_report(
+    found: SlicePresence, seconds: Mapping[str, float], outputs: Iterable[Path]
+) -> dict[str, Any]:
+    """Return the report of a classifier: that of a mask, with the table of its slices for organs and meshes.
+
+    Raises:
+        OSError: an output cannot be read back.
+    """
+    from ctseg.presence_table import table_json
+
+    frame = build_report(found, [], seconds, outputs)
+    return {
+        ("presence" if key == "organs" else key): (table_json(found) if key == "organs" else value)
+        for key, value in frame.items()
+        if key not in ("mesh_coordinates", "slices")
     }
 
 
