@@ -107,3 +107,27 @@ def build_app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AppUnderTest:
     StubPredictor.made.clear()
     StubPredictor.overlaps.clear()
     return AppUnderTest(app, bundles, studies)
+
+
+@pytest.fixture(name="under_test")
+def fixture_under_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppUnderTest:
+    """The app with stub predictors, and its folders."""
+    return build_app(tmp_path, monkeypatch)
+
+
+@pytest.fixture(name="app")
+def fixture_app(under_test: AppUnderTest) -> Any:
+    """The app alone."""
+    return under_test.app
+
+
+@pytest.fixture(name="bundles")
+def fixture_bundles(under_test: AppUnderTest) -> Path:
+    """The folder of three bundles."""
+    return under_test.bundles
+
+
+@pytest.fixture(name="studies")
+def fixture_studies(under_test: AppUnderTest) -> Path:
+    """The folder of two CTs."""
+    return under_test.studies

@@ -7,38 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_app import AppUnderTest, StubPredictor, build_app, sibling
-from helpers_server import add_weights, write_phantom_ct
+from helpers_app import (  # noqa: F401 - fixtures
+    StubPredictor,
+    fixture_app,
+    fixture_bundles,
+    fixture_studies,
+    fixture_under_test,
+    sibling,
+)
+from helpers_server import add_weights, write_mask_of, write_phantom_ct
 
 from ctseg.errors import BundleError, ConfigError, DeviceError, GeometryError, InputError, OutputError, ResourceError
 from ctseg.registry import app_root, get_bundle
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
 from fastapi import HTTPException
-
-
-@pytest.fixture
-def under_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppUnderTest:
-    """The app with stub predictors, and its folders."""
-    return build_app(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def app(under_test: AppUnderTest) -> Any:
-    """The app alone."""
-    return under_test.app
-
-
-@pytest.fixture
-def bundles(under_test: AppUnderTest) -> Path:
-    """The folder of three bundles."""
-    return under_test.bundles
-
-
-@pytest.fixture
-def studies(under_test: AppUnderTest) -> Path:
-    """The folder of two CTs."""
-    return under_test.studies
 
 
 def refusal(app: Any, **request: Any) -> HTTPException:
@@ -151,7 +134,8 @@ def test_untrained_bundle_answers_and_turns_real_without_a_restart(app: Any, bun
 def test_next_sample(app: Any, studies: Path) -> None:
     assert app.next_sample({"strategy": "first"})["id"] == "case1"
     assert app.next_sample({})["id"] in ("case1", "case2")
-    app.datastore().save_label("case1", str(studies / "case1.nii.gz"), "final", {})
+    mask = write_mask_of(studies, 1)
+    app.datastore().save_label("case1", mask, "final", {})
     assert app.next_sample({"strategy": "first"})["id"] == "case2"
     # Asked twice within a second for the only case left: the stock strategy fails on weights that are all zero.
     now = int(time.time()) + 1
@@ -159,7 +143,7 @@ def test_next_sample(app: Any, studies: Path) -> None:
     while int(time.time()) != now:
         time.sleep(0.02)
     assert app.next_sample({"strategy": "random"})["id"] == "case2"
-    app.datastore().save_label("case2", str(studies / "case2.nii.gz"), "final", {})
+    app.datastore().save_label("case2", mask, "final", {})
     assert app.next_sample({"strategy": "random"}) == {}
     with pytest.raises(HTTPException, match="random, first") as caught:
         app.next_sample({"strategy": "nope"})

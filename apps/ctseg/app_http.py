@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
+import errno
 import json
+import logging
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
+from app_access import Access
+from app_audit import Audit
+from app_guard import Guard
+from app_private import private_folder, remove_when_the_process_ends
 from fastapi import HTTPException, Request
+from fastapi.middleware import Middleware
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from monailabel.interfaces.exception import (
@@ -24,7 +29,9 @@ from monailabel.interfaces.exception import (
 
 from ctseg.errors import BundleError, CtsegError, InputError, LedgerError, OutputError, ResourceError
 
-_PREFIX = "ctseg-server-"
+__all__ = ["harden", "private_folder", "refused", "sentence_for"]
+
+logger = logging.getLogger(__name__)
 
 # The first class that fits decides; what the caller cannot mend is the server's fault and stays a 5xx.
 _STATUS: tuple[tuple[type[CtsegError], int], ...] = (
@@ -48,31 +55,6 @@ def sentence_for(error: CtsegError, path: Path, name: str) -> tuple[int, str]:
     return status, str(error).replace(str(path), name)
 
 
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, ValueError, OverflowError):
-        return True
-    return True
-
-
-@cache
-def private_folder() -> Path:
-    """Make a folder that only this user can enter; it goes with the process.
-
-    A server's uploads and masks go there (the stock server leaves them world-readable in /tmp). What a killed server
-    left is removed by the next one: the folder's name carries the process id.
-    """
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        if old.stat().st_uid == os.getuid() and not _is_alive(old.name.removeprefix(_PREFIX).partition("-")[0]):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")).resolve()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def _answer_of(error: MONAILabelException) -> tuple[int, str]:
     if isinstance(error, ImageNotFoundException | LabelNotFoundException):
         return 404, error.msg
@@ -83,24 +65,45 @@ def _answer_of(error: MONAILabelException) -> tuple[int, str]:
 def _answer(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, json.JSONDecodeError):
         status, sentence = 400, f"the parameters of the request are no valid JSON: {error}"
-    else:
+    elif isinstance(error, CtsegError):
+        status, sentence = sentence_for(error, Path("/"), "/")
+    elif isinstance(error, OSError):
+        status, sentence = _answer_of_the_system(error)
+    elif isinstance(error, MONAILabelException):
         status, sentence = _answer_of(error)
+    else:
+        status, sentence = 500, "the server made an error, which is in its log"
+    if status >= 500:
+        logger.error("Answered with %d: %s", status, sentence, exc_info=error)
     return JSONResponse({"detail": sentence}, status_code=status)
 
 
-def harden(more: Callable[[], Sequence[APIRoute]]) -> None:
+def _answer_of_the_system(error: OSError) -> tuple[int, str]:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 507, "the server's disk is full: nothing was saved; make room and send it again"
+    if error.errno == errno.ENAMETOOLONG:
+        return 400, "a name in the request is too long; choose a shorter one"
+    return 500, f"the server cannot read or write a file ({error.strerror or type(error).__name__}); see its log"
+
+
+def harden(more: Callable[[], Sequence[APIRoute]], access: Access, audit: Audit) -> None:
     """Put our answers before MONAI Label's own in the running server; nothing to do in its helper processes.
 
     Args:
-        more: makes more routes of ours that go before MONAI Label's of the same address.
+        more: makes routes of ours that go before MONAI Label's of the same address.
+        access: who may call.
+        audit: where it is kept who did what.
     """
     module = sys.modules.get("monailabel.app")
     if module is None:
         return
     server = module.app
-    # Uploads are written by MONAI Label itself, to whatever tempfile gives.
-    tempfile.tempdir = str(private_folder())
-    for kind in (MONAILabelException, json.JSONDecodeError):
+    # Uploads are written by MONAI Label itself, to whatever tempfile gives, with whatever rights are usual.
+    if tempfile.tempdir != str(private_folder()):
+        tempfile.tempdir = str(private_folder())
+        remove_when_the_process_ends(private_folder())
+    os.umask(0o077)
+    for kind in (MONAILabelException, json.JSONDecodeError, CtsegError, OSError):
         server.exception_handlers[kind] = _answer
 
     def keep_weights(model: str) -> None:
@@ -111,11 +114,12 @@ def harden(more: Callable[[], Sequence[APIRoute]]) -> None:
         )
 
     ours = [*more(), APIRoute("/model/{model}", keep_weights, methods=["PUT", "DELETE"], include_in_schema=False)]
-    names = {route.endpoint.__name__ for route in ours}  # `/reload` makes the app anew in the same server
-    others = [
-        route
-        for route in server.router.routes
-        if not (isinstance(route, APIRoute) and route.endpoint.__name__ in names)
-    ]
-    server.router.routes[:] = [*ours, *others]
+    kept = getattr(server.state, "routes_of_monailabel", None) or list(server.router.routes)
+    server.state.routes_of_monailabel = kept  # `/reload` makes the app anew in the same server
+    server.router.routes[:] = [*ours, *kept]
+    server.root_path_in_servers = False  # it may hold a token
+    server.user_middleware[:] = [Middleware(Guard, access=access, audit=audit)]
+    if access.origins:
+        cors = {"allow_origins": list(access.origins), "allow_methods": ["*"], "allow_headers": ["*"]}
+        server.user_middleware.insert(0, Middleware(CORSMiddleware, **cors))
     server.middleware_stack = server.build_middleware_stack()

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+from app_access import listen_safely, live_config, read_access
+from app_audit import Audit
 from app_choice import choose_bundles, offers, stop_start
 from app_http import harden, private_folder, refused, sentence_for
 from app_infer import SegmentationTask
 from app_organs import Networks, organ_tasks
 from app_predict import predict_routes
+from app_proxy import proxy_routes
+from app_routes import own_routes
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
+from app_sessions import PrivateSessions, session_routes
 from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
-from app_train import TrainingTask
+from app_threads import stock_routes
+from app_train import FOLDER, TrainingTask
 from app_train_routes import training_routes
 from app_train_run import in_helper_process
+from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -51,9 +59,15 @@ class CtsegApp(MONAILabelApp):
         conf = conf or {}
         try:
             self._bundles = choose_bundles(conf)
+            access = read_access(conf)
+            if "monailabel.app" in sys.modules and not in_helper_process():
+                listen_safely(live_config(), sys.argv[1:], access.users)
         except CtsegError as error:
             stop_start(str(error))
         self._private = private_folder()
+        local = not studies.startswith(("http://", "https://"))
+        file = Path(conf["audit"]) if conf.get("audit") else Path(studies) / FOLDER / "audit.jsonl" if local else None
+        self._audit = Audit(file)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -64,7 +78,16 @@ class CtsegApp(MONAILabelApp):
         )
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
-        harden(lambda: [*training_routes(self), *predict_routes(self, self._networks)])
+        harden(self._routes, access, self._audit)
+
+    def _routes(self) -> list[APIRoute]:
+        """Our routes, then MONAI Label's in threads; the first of an address answers."""
+        ours = [*training_routes(self), *own_routes(self), *session_routes(self), *proxy_routes(self.studies)]
+        return [*ours, *predict_routes(self, self._networks), *stock_routes()]
+
+    def _load_sessions(self, load: bool = False) -> PrivateSessions | None:
+        """Open the sessions below the private folder, wherever MONAI Label's own would lie."""
+        return PrivateSessions(settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
@@ -74,14 +97,22 @@ class CtsegApp(MONAILabelApp):
             return StudiesFolder(
                 self.studies,
                 extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
-                auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+                follow=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
                 read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+                organs=lambda: {name: code for info in self._bundles.values() for name, code in info.labels.items()},
             )
         except OSError as error:
             stop_start(
                 f"the studies folder {self.studies} cannot be used: {error.strerror or error}; the server keeps the "
                 "labels in it, so name a folder that can be read and written"
             )
+        except CtsegError as error:
+            stop_start(str(error))
+
+    def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
+        """Say which version of the label was saved, and that it is the current one."""
+        version = self._datastore.saved_version if isinstance(self._datastore, StudiesFolder) else None
+        return {"version": version.number, "tag": version.tag} if version else {}
 
     def _download_dcmqi_tools(self) -> None:
         """Say that the converter is missing; the stock server downloads it while it starts."""
@@ -147,6 +178,7 @@ class CtsegApp(MONAILabelApp):
         label = file
         if image_id and str(request.get("save_label", False)).lower() in ("true", "1", "yes"):
             label = store.save_label(image_id, file, tag, {"model": request["model"], "params": params})
+            self._audit.record("prediction kept as label", case=image_id, tag=tag, model=request["model"])
         return {"label": label, "tag": tag, "file": file, "params": params}
 
     def infer_wsi(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from ctseg.errors import OutputError
-from ctseg.files import file_sha256
+from ctseg.files import file_sha256, sync_folder, write_beside
 from ctseg.registry import BundleInfo, get_bundle
 
 _WEIGHTS = "models/model.pt"
@@ -49,8 +49,9 @@ def copy_with_weights(
             "weights": {"file": _WEIGHTS, "sha256": file_sha256(beside / _WEIGHTS)},
             "evidence": evidence,
         }
-        (beside / "configs" / "metadata.json").write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
+        write_beside(beside / "configs" / "metadata.json", (json.dumps(metadata, indent=4) + "\n").encode())
         beside.rename(target)
+        sync_folder(target.parent)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise OutputError(
@@ -63,3 +64,4 @@ def _copy_durably(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
     with target.open("rb") as stream:
         os.fsync(stream.fileno())
+    sync_folder(target.parent)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ctseg import __version__, evaluation_command, importing, preparecommand, segmentcommand
+from ctseg import __version__, evaluation_command, importing, preparecommand, segmentcommand, users
 from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, CtsegError
 from ctseg.registry import BundleInfo, bundles_root, find_bundles
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation_command.add_command(commands)
     preparecommand.add_command(commands)
     importing.add_command(commands)
+    users.add_command(commands)
     return parser
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ctseg.errors import OutputError
@@ -46,6 +46,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         beside.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
@@ -56,10 +57,29 @@ def written_beside(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-def write_beside(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one step. Raises OutputError as `written_beside` does."""
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: after a power cut a renamed file is there under its new name."""
+    with suppress(OSError):  # some file systems (network shares, Windows) cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_beside(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Write `content` to `path` in one step. Raises OutputError as `written_beside` does.
+
+    Args:
+        path: the file.
+        content: all of it.
+        mode: the file's rights; None leaves them to the process's mask.
+    """
     with written_beside(path) as beside:
+        beside.touch(0o600 if mode is not None else 0o666)
         beside.write_bytes(content)
+        if mode is not None:
+            beside.chmod(mode)
 
 
 def mesh_name(label: str, kind: str = "stl") -> str:

@@ -48,6 +48,25 @@ def read_nifti(path: Path) -> Loaded:
         raise InputError(f"{what} is no sound gzip file ({error}); a .nii.gz is needed here, copy it again") from error
 
 
+def read_nifti_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Read where the voxels of a NIfTI file lie, from its header alone.
+
+    Returns:
+        The shape (I, J, K), and the exact affine (4, 4), voxel index to RAS mm.
+
+    Raises:
+        InputError, GeometryError: as `read_nifti`, as far as the header tells.
+    """
+    what = str(path)
+    try:
+        with _opened(path) as stream:
+            header = _header(stream.read(_HEADER_BYTES), what)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{what} is truncated or damaged ({error}); copy or download it again") from error
+    shape, _ = _grid(header, what)
+    return shape, _affine(header, shape, what)[0]
+
+
 def _opened(path: Path) -> IO[bytes]:
     if path.name.lower().endswith(".gz"):
         return cast("IO[bytes]", gzip.open(path, "rb"))
