@@ -91,7 +91,7 @@ class StudiesFolder(SafeIndex):
         with _upload_removed_on_refusal(image_filename):
             file, extension = Path(image_filename), _extension(image_filename, _IMAGE_EXTENSIONS)
             new_id = image_id or file.name[: -len(extension)]
-            if not is_name(new_id):
+            if not is_name(new_id) or "%" in new_id:  # somebody may decode it once more
                 raise refused(400, f"{new_id[:200]!r} is no image id: expected a plain name without slashes")
             with _refused_with({str(file): "the uploaded image"}):
                 grid_of(file)

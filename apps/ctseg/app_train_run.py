@@ -173,6 +173,7 @@ def _run_config(plan: Plan, run: Path, progress: Progress, resumed: bool) -> Non
             datalist=DATALIST,
             ckpt_dir=str(run),
             cache_dir=str(plan.data.folder / "prepared"),  # for all runs: a study is prepared anew when it changes
+            organs_from="either",  # viewers draw one organ; the others come from their own bundles
             device=options.device,
             pretrained=str(plan.start) if plan.start else None,
             resume=resumed,

@@ -50,6 +50,14 @@ class SlicesRun:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A bundle that ran for a mask of several organs, and how many slices it was run on."""
+
+    bundle: BundleInfo
+    slices: SlicesRun | None = None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a bundle found in a study.
 
@@ -61,8 +69,8 @@ class Prediction:
             network, postprocess.
         device: where the network ran, e.g. "cpu" or "cuda:0".
         bundle: the bundle that ran; of several organs' merged mask, what its labels are.
+        slices: how many slices were run; None for a network that does not go slice by slice, and for a merged mask.
         parts: the bundles that ran for a merged mask, else empty.
-        slices: how many slices were run; None for a network that does not go slice by slice.
         quality: what is to be thought of the mask of each organ that was found (`ctseg.quality`).
     """
 
@@ -72,8 +80,8 @@ class Prediction:
     seconds: dict[str, float]
     device: str
     bundle: BundleInfo
-    parts: tuple[BundleInfo, ...] = ()
     slices: SlicesRun | None = None
+    parts: tuple[Part, ...] = ()
     quality: dict[str, Quality] = field(default_factory=dict)
 
 
@@ -102,8 +110,7 @@ class Predictor:
         check_dependencies(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
-        read: Any = parser.config
-        self._values: dict[str, Any] = dict(read)
+        self._values: dict[str, Any] = dict(parser.get() or {})
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         for name, value in (overrides or {}).items():

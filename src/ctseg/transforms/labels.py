@@ -20,6 +20,7 @@ from ctseg.sentences import said_plainly
 from ctseg.transforms.loading import to_tensor
 
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+ORGANS_FROM = ("label", "bundle", "either")
 
 
 class LoadLabeld(MapTransform):
@@ -35,11 +36,14 @@ class LoadLabeld(MapTransform):
         labels: names of the task's classes; class i+1 is labels[i].
         image_key: the image that the label must fit.
         organs: names of organs beside the task's, whose masks the item gets as `organs`, (C, I, J, K), uint8 0 or 1.
+        organs_from: "label" takes them from here and insists; "bundle" leaves them to `AddOrgansd`; "either" takes them
+            from here where the item's `mask_values` name them all.
 
     Raises:
         GeometryError: when the label does not lie on its image's grid.
-        ConfigError: when `mask_values` names a label that the task does not have, and none that it has; or
-            `not_annotated` one that it does not have.
+        ConfigError: when `mask_values` names a label that the task does not have, and none that it has; when an organ
+            is insisted on that it does not name; for an unknown `organs_from`; or when `not_annotated` names a label
+            that the task does not have.
     """
 
     def __init__(
@@ -49,10 +53,14 @@ class LoadLabeld(MapTransform):
         image_key: str = "image",
         allow_missing_keys: bool = False,
         organs: Sequence[str] = (),
+        organs_from: str = "label",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if organs_from not in ORGANS_FROM:
+            raise ConfigError(f"organs_from is {organs_from!r}: expected one of {', '.join(ORGANS_FROM)}; correct it.")
         self.labels = list(labels)
         self.organs = list(organs)
+        self.organs_from = organs_from
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -65,6 +73,10 @@ class LoadLabeld(MapTransform):
             table = self._table(item.get("mask_values"), volume.array)
             label = to_tensor(volume, patient=item.get("patient"))
             label.meta[NOT_ANNOTATED] = ",".join(missing)
+            values = item.get("mask_values")
+            if self._takes_organs(values):  # before the label's memory, which is the volume's, is written over
+                masks = np.stack([self._organ(name, values, volume.array) for name in self.organs])
+                item["organs"] = MetaTensor(torch.from_numpy(masks), affine=label.affine)
             classes = np.zeros(volume.shape, dtype=np.uint8)
             for value, index in table.items():
                 classes[volume.array == value] = index
@@ -74,10 +86,12 @@ class LoadLabeld(MapTransform):
                 place, own = (np.asarray(one.affine, dtype=np.float64) for one in (image, label))
                 check_same_grid(image.shape[1:], place, label.shape[1:], own, str(label.meta["filename_or_obj"]))
             item[key] = label
-            if self.organs:
-                masks = np.stack([self._organ(name, item.get("mask_values"), volume.array) for name in self.organs])
-                item["organs"] = MetaTensor(torch.from_numpy(masks), affine=label.affine)
         return item
+
+    def _takes_organs(self, values: Mapping[Any, str] | None) -> bool:
+        if not self.organs or self.organs_from == "bundle":
+            return False
+        return self.organs_from == "label" or set(self.organs) <= set((values or {}).values())
 
     def _organ(self, organ: str, values: Mapping[Any, str] | None, array: np.ndarray) -> np.ndarray:
         """The mask (I, J, K) of an organ that is an input of the network, out of the same label map."""
@@ -86,8 +100,8 @@ class LoadLabeld(MapTransform):
             known = ", ".join(sorted(set((values or {}).values()))) or "no names"
             raise ConfigError(
                 f"The network takes {organ!r} as an input channel, but the data source's mask_values name {known}: "
-                "prepare the data with that organ's value in the label maps (ctseg prepare --label), or set "
-                "input_organs to []."
+                "prepare the data with that organ's value in the label maps (ctseg prepare --label), or take "
+                "it from its bundle with organs_from bundle."
             )
         mask: np.ndarray = np.isin(array, own).astype(np.uint8)
         return mask
