@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from monai.data import MetaTensor
 
+from ctseg.building import build_bundle, load_yaml
 from ctseg.classifying import EachLabel, PrepareSlices, SliceClassifierInferer
 from ctseg.errors import ConfigError
 from ctseg.losses import make_loss
@@ -138,3 +144,21 @@ def test_stages_resize_images_and_leave_presence() -> None:
     batch = {"image": torch.rand(3, 1, 16, 16), "label": torch.tensor([[1.0], [0.0], [1.0]])}
     image, label = prepare(batch)
     assert image.shape == (3, 1, 8, 8) and label.tolist() == [[1.0], [0.0], [1.0]]
+
+
+def test_a_kind_replaces_entries_within_the_shared_wiring(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "configs" / "base", tmp_path / "base")
+    kind = load_yaml(tmp_path / "base" / "classification.yaml")
+    kind["train"] = {"train#trainer#amp": None, "train#dataloader#shuffle": False, "own#key": 1, "seed": 7}
+    kind["evaluate"] = {"validate#key_metric": {"a": 1}}
+    (tmp_path / "base" / "classification.yaml").write_text(yaml.safe_dump(kind))
+    made = build_bundle(root / "configs" / "tasks" / "liver_ct_presence.yaml", tmp_path / "base")
+    train, evaluate = (json.loads(made[f"configs/{name}.json"]) for name in ("train", "evaluate"))
+    assert "amp" not in train["train"]["trainer"] and "max_epochs" in train["train"]["trainer"]
+    assert train["train"]["dataloader"]["shuffle"] is False and train["seed"] == 7
+    assert train["own#key"] == 1  # nothing of that name to go into: as it stands
+    assert evaluate["validate#key_metric"] == {"a": 1}  # an overlay's own key
+    kind["train"] = {"train#trainre#amp": 1}
+    (tmp_path / "base" / "classification.yaml").write_text(yaml.safe_dump(kind))
+    with pytest.raises(ConfigError, match=r"classification replaces 'train#trainre#amp' of train.*no 'trainre' there"):
+        build_bundle(root / "configs" / "tasks" / "liver_ct_presence.yaml", tmp_path / "base")
