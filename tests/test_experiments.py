@@ -184,15 +184,15 @@ def test_a_liver_experiment_trains_through_its_sizes_in_one_run(tiny_dataset: Pa
     assert (tmp_path / "model.pt").is_file()
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(TABLE) if "resnet18" in name and "_presence/" in name])
-def test_a_presence_experiment_trains_and_follows_its_metric(name: str, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_presence_experiment_trains_and_follows_its_metric(tiny_dataset: Path, tmp_path: Path) -> None:
+    name = "liver_ct_presence/resnet18_bce67_adam"
     content = json.loads((tiny_dataset / "datalist.json").read_text())
     organ = name.partition("_")[0]
     (tiny_dataset / f"{organ}.json").write_text(json.dumps({**content, "mask_values": {"1": organ}}))
     options = {
         "dataset_dir": str(tiny_dataset), "datalist": f"{organ}.json", "device": "cpu", "batch_size": 2, "epochs": 1,
         "num_workers": 0, "ckpt_dir": str(tmp_path), "spacing": [4.0, 4.0], "patch": [32, 32], "monitor": "val_recall",
-        "network_def#encoder_weights": None, "slices_per_case": 2,
+        "slices_per_case": 2,
     }  # fmt: skip
     files = [str(train_of(name)), str(EXPERIMENTS / f"{name}.yaml")]
     run = ConfigWorkflow(files, workflow_type="train", logging_file=False, **options)
@@ -200,7 +200,8 @@ def test_a_presence_experiment_trains_and_follows_its_metric(name: str, tiny_dat
     assert (tmp_path / "model.pt").is_file()
     evaluator = run.parser.get_parsed_content("validate::evaluator")
     assert set(evaluator.state.metrics) == {"val_f1", "val_recall", "val_precision", "val_accuracy"}
-    assert evaluator.state.best_metric == evaluator.state.metrics["val_recall"]
+    (monitor,) = [step for step in run.parser.get_parsed_content("train::handlers") if isinstance(step, Monitor)]
+    assert monitor.metric == "val_recall"
 
 
 def test_the_switches_reach_their_places(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def test_a_classifier_cut_at_a_depth_starts_from_a_segmenters_encoder(tmp_path: 
         assert features.shape == (2, 256, 4, 4)
         torch.testing.assert_close(classifier.encoder(image), features.mean(dim=(2, 3)))
         assert classifier(image).shape == (2, 2)
+    classifier.train()
+    classifier(torch.rand(1, 1, 64, 64)).sum().backward()  # one image alone cannot be normalised by itself
+    normalised = classifier.norm(torch.tensor([[1.0] * 256, [3.0] * 256]))
+    assert normalised.mean() == pytest.approx(0) and normalised.abs().mean() == pytest.approx(1, abs=1e-3)
     with pytest.raises(ConfigError, match=r"encoder in .*segmenter\.pt does not fit.*encoder_file"):
         make_classifier("resnet18", depth=3, encoder_file=str(path))
     with pytest.raises(BundleError, match="no weights at"):

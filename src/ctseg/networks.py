@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ctseg.classifiers import Classifier, CutEncoder, load_encoder
 from ctseg.errors import ConfigError
 from ctseg.sentences import look_up, options_of, said_plainly
 
@@ -31,43 +32,6 @@ class RepeatGrey(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the network's answer to an image (B, 1, H, W)."""
         return self.network(image.expand(-1, 3, -1, -1))
-
-
-class Classifier(nn.Module):
-    """A timm encoder, pooled to one vector an image, and a linear head: logits (B, classes).
-
-    Args:
-        encoder: a timm model without its classifier.
-        classes: logits; 1 says whether something is on the image.
-    """
-
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(int(encoder.head_hidden_size), classes)  # type: ignore[arg-type]
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, classes) of images (B, C, H, W)."""
-        return self.head(self.encoder(image))
-
-
-class CutEncoder(nn.Module):
-    """A timm encoder up to one of its halvings, averaged over the image: (B, channels).
-
-    Its names are those of segmentation-models-pytorch's timm encoders (`tu-NAME`), so that one's weights fit the other.
-
-    Args:
-        model: timm's `features_only` network with one output.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.head_hidden_size = int(model.feature_info.channels()[-1])  # type: ignore[union-attr,operator]
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the mean of each channel."""
-        return self.model(image)[-1].mean(dim=(2, 3))
 
 
 @said_plainly
@@ -159,7 +123,8 @@ def make_classifier(
         encoder: its name in timm; a tag of pretrained weights may follow a dot.
         in_channels: channels of the image.
         classes: logits.
-        depth: how often the encoder halves its grid, 4 leaves a ResNet's last stage out; None takes the whole encoder.
+        depth: how often the encoder halves its grid, 4 leaves a ResNet's last stage out, and what it says is normalised
+            before the head; None takes the whole encoder as it is.
         encoder_weights: anything but None or false asks for timm's pretrained weights.
         first_layer: as for `make_segmenter`.
         freeze_encoder: keep the encoder as it is, batch norms too; the head learns.
@@ -182,11 +147,11 @@ def make_classifier(
         if depth is None:
             return Classifier(timm.create_model(encoder, num_classes=0, **common), classes)
         made = timm.create_model(encoder, features_only=True, out_indices=(depth - 1,), **common)
-        return Classifier(CutEncoder(made), classes)
+        return Classifier(CutEncoder(made), classes, normalise=True)
 
     network = _finish(build, f"classifier {encoder}", in_channels, first_layer, encoder_weights, freeze_encoder)
     if encoder_file:
-        _load_encoder(encoder_of(network), encoder_file)
+        load_encoder(encoder_of(network), encoder_file)
     return network
 
 
@@ -208,20 +173,6 @@ def make_monai_network(name: str, **options: Any) -> nn.Module:
         return known[name](**options)
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"MONAI's network {name} does not take the options {options}: {error}") from error
-
-
-def _load_encoder(encoder: nn.Module, path: str) -> None:
-    from ctseg.weights import read_weights
-
-    weights = {key[len("encoder.") :]: value for key, value in read_weights(path).items() if key.startswith("encoder.")}
-    try:
-        encoder.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"The encoder in {path} does not fit this classifier's ({first}): expected the same encoder, depth and "
-            "channels; correct network_def#encoder_file, or train without it."
-        ) from error
 
 
 def encoder_of(network: nn.Module) -> nn.Module:
