@@ -152,6 +152,11 @@ class Predictor:
         with self._lock:
             return volume, self._run(volume, study, seconds, progress), seconds
 
+    @property
+    def network(self) -> Any:
+        """The bundle's network with its weights, for whoever runs it in another way."""
+        return self._network
+
     def value(self, name: str) -> Any:
         """Return a plain value of the bundle's `inference.json`, None where it has none of that name."""
         return self._values.get(name)
