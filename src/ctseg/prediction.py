@@ -102,7 +102,7 @@ class Predictor:
         parser["device"] = self.device
         for name, value in (overrides or {}).items():
             parser[name] = value
-        self._gate: str | None = {**self._values, **(overrides or {})}.get("gate")
+        self._gate: str | None = self._part(parser, "gate") if "gate" in parser else None
         self._preprocessing = self._part(parser, "preprocessing")
         self._postprocessing = _without_saving(self._part(parser, "postprocessing"))
         self._inferer = self._part(parser, "inferer")
