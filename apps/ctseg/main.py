@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app_choice import choose_bundles, stop_start
+from app_classify import ClassificationTask
 from app_http import harden, private_folder, refused, sentence_for
 from app_infer import SegmentationTask
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
@@ -89,7 +90,10 @@ class CtsegApp(MONAILabelApp):
     def init_infers(self) -> dict[str, SegmentationTask]:
         """One task for each bundle, trained or not; they share a lock, so that two requests queue."""
         lock = threading.Lock()
-        return {name: SegmentationTask(info, self._private, lock) for name, info in self._bundles.items()}
+        return {
+            name: (ClassificationTask if info.classifies else SegmentationTask)(info, self._private, lock)
+            for name, info in self._bundles.items()
+        }
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One task for each bundle that can be trained."""
@@ -119,7 +123,8 @@ class CtsegApp(MONAILabelApp):
             datastore: where to look; None takes the app's own.
 
         Returns:
-            `file` (the mask, in the private folder; MONAI Label deletes it once sent), `label`, `tag`, `params`.
+            `file` (the mask, in the private folder; MONAI Label deletes it once sent), `label`, `tag`, `params`. A
+            classifier's answer is all in `params`: `file` and `label` are None, and nothing is saved as a label.
 
         Raises:
             HTTPException: 4xx with one sentence for anything the caller can mend.
@@ -137,7 +142,7 @@ class CtsegApp(MONAILabelApp):
                 raise
             raise refused(*sentence_for(error, path, image_id or "the uploaded image")) from error
         label = file
-        if image_id and str(request.get("save_label", False)).lower() in ("true", "1", "yes"):
+        if file and image_id and str(request.get("save_label", False)).lower() in ("true", "1", "yes"):
             label = store.save_label(image_id, file, tag, {"model": request["model"], "params": params})
         return {"label": label, "tag": tag, "file": file, "params": params}
 
