@@ -113,6 +113,8 @@ def test_verify_net_in_out(bundle: BundleInfo) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # it is what MONAI exports to
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_ckpt_export(bundle: BundleInfo, random_weights: Path, tmp_path: Path) -> None:
     if not bundle.needs_weights:
         pytest.skip(f"{bundle.name} has no weights to export")
