@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers_app import (  # noqa: F401 - fixtures
     StubPredictor,
+    build_app,
     fixture_app,
     fixture_bundles,
     fixture_studies,

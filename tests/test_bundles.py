@@ -13,7 +13,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, verify_net_in_out
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_net_in_out
+from monai.data import load_net_with_metadata
 
 from ctseg.building import build_all, stale
 from ctseg.registry import BundleInfo
@@ -112,6 +113,26 @@ def test_verify_net_in_out(bundle: BundleInfo) -> None:
         device="cpu",
         p=1, n=1, any=16,
     )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # it is what MONAI exports to
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_ckpt_export(bundle: BundleInfo, random_weights: Path, tmp_path: Path) -> None:
+    if not bundle.needs_weights:
+        pytest.skip(f"{bundle.name} has no weights to export")
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(random_weights),
+        meta_file=str(bundle.path / "configs" / "metadata.json"),
+        config_file=str(bundle.path / "configs" / "inference.json"),
+        key_in_ckpt="",
+    )
+    network, metadata, _ = load_net_with_metadata(str(tmp_path / "model.ts"))
+    image = metadata["network_data_format"]["inputs"]["image"]
+    with torch.inference_mode():
+        answer = network(torch.zeros(1, image["num_channels"], *image["spatial_shape"]))
+    assert answer.shape[1] == metadata["network_data_format"]["outputs"]["pred"]["num_channels"]
 
 
 def _one_key(transforms: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:

@@ -129,8 +129,8 @@ def _publish(plan: Plan, run: Path, weights: Path) -> tuple[Path, Version]:
         run / plan.bundle.name,
         version=f"{plan.bundle.version}+{run.name}",
         change=f"trained on {len(cases['train'])} studies annotated in a viewer, from {begun}",
-        evidence=f"validation {plan.metric} {'unknown' if after is None else f'{after:.3f}'} on {len(cases['validation'])} "
-        "case(s) that chose the epoch; not measured on test cases",
+        evidence=f"validation {plan.metric} {'unknown' if after is None else f'{after:.3f}'} on "
+        f"{len(cases['validation'])} case(s) that chose the epoch; not measured on test cases",
     )
     count = len(cases["validation"])
     version = plan.versions.add(made, after, before, count, plan.options.tolerance, plan.metric)

@@ -88,7 +88,7 @@ def measure(
 
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("train", "evaluate")])
-    values = {
+    values: dict[str, Any] = {
         "bundle_root": str(bundle),
         "dataset_dir": str(data),
         "datalist": datalist,

@@ -119,7 +119,7 @@ class BundleInfo:
 
     @property
     def quality(self) -> dict[str, Any]:
-        """How the network's expected Dice is mapped to a Dice, by organ (`ctseg.quality`); empty when not calibrated."""
+        """How the network's expected Dice becomes a Dice, by organ (`ctseg.quality`); empty when not calibrated."""
         return dict(self._block.get("quality") or {})
 
     @property
