@@ -221,7 +221,10 @@ def test_every_address_of_the_clients(site: Site, client: Any, tmp_path: Path) -
 LABEL_INFO = {"label_info": [{"name": "block", "idx": 1}, {"name": "bar", "idx": 2}]}
 
 
-def test_scoring_without_a_method_and_training_to_its_end(site: Site, client: Any, tmp_path: Path) -> None:
+def test_scoring_without_a_method_and_training_to_its_end(guarded_site: Site, tmp_path: Path) -> None:
+    """On the server with tokens; test_server_training.py trains on one without."""
+    site = guarded_site
+    client = MONAILabelClient(site.address("reviewer"), tmpdir=str(tmp_path), client_id="slicer")
     for number in (1, 2):
         client.save_label(f"case{number}", str(label_of(site, number, tmp_path)), "final", LABEL_INFO)
     everything = post(site, "/scoring/", {})
@@ -235,6 +238,13 @@ def test_scoring_without_a_method_and_training_to_its_end(site: Site, client: An
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert admin(site, "GET", "/scoring/").json()["status"] == "DONE"
+
+
+def test_reload_makes_the_app_anew_behind_the_same_door(site: Site, client: Any) -> None:
+    assert admin(site, "POST", "/reload").status == 200
+    assert MODEL in client.info()["models"]
+    assert ask(site.port, "GET", "/info/").status == (401 if site.tokens else 200)
+    assert ask(site.port, "PUT", f"/model/{MODEL}", headers={"Origin": "http://evil.example"}).status in (401, 403)
 
 
 def test_others_are_answered_while_cts_are_segmented(site: Site, tmp_path: Path) -> None:
