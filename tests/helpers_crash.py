@@ -1,7 +1,8 @@
 """A process that does nothing but save labels through the app's datastore, and is killed, or finds its disk full.
 
 Run as `python helpers_crash.py kill STUDIES MASKS ROUNDS SEED`, `... full STUDIES MASKS STEPS` (each writing call fails
-once) or `... small STUDIES MASKS 0` (the disk is small); prints what was found as JSON. The imports are paid for once: each victim is a fork.
+once) or `... small STUDIES MASKS 0` (the disk is small); prints what was found as JSON. The imports are paid for once:
+each victim is a fork.
 """
 
 from __future__ import annotations

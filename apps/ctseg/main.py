@@ -8,6 +8,7 @@ beside it is imported here at the top.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -18,7 +19,7 @@ from app_access import listen_safely, live_config, read_access
 from app_audit import Audit
 from app_choice import choose_bundles, offers, stop_start
 from app_classify import ClassificationTask
-from app_http import harden, private_folder, refused, sentence_for
+from app_http import harden, private_folder, refused, sentence_for, starts_a_server
 from app_infer import SegmentationTask
 from app_organs import Networks, organ_tasks
 from app_predict import predict_routes
@@ -65,7 +66,7 @@ class CtsegApp(MONAILabelApp):
         try:
             self._bundles = choose_bundles(conf)
             access = read_access(conf)
-            if "monailabel.app" in sys.modules and not in_helper_process():
+            if starts_a_server():
                 listen_safely(live_config(), sys.argv[1:], access.users)
         except CtsegError as error:
             stop_start(str(error))
@@ -81,6 +82,8 @@ class CtsegApp(MONAILabelApp):
             description="Organ segmentation with MONAI bundles",
             version=__version__,
         )
+        if local and in_helper_process():  # the server's own files are private, what a training makes is the folder's
+            os.umask(0o777 & ~Path(studies).stat().st_mode)
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
         harden(self._routes, access, self._audit)

@@ -76,7 +76,6 @@ def test_what_is_no_mask_of_its_image_is_refused(open_site: Site, tmp_path: Path
     assert save(port, "nope", bytes_of(mask_like(image), tmp_path)).status == 404
     assert not (open_site.studies / "labels" / "final" / "case5.nii.gz").exists()
     assert not (open_site.studies / "ctseg" / "versions" / "final" / "case5").exists()
-    assert "case5" in ask_json(port, "POST", "/activelearning/first", {}).json()["id"] or True
     assert save(port, "case5", bytes_of(mask_like(image, 4), tmp_path), {}).status == 200
     assert save(port, "case5", bytes_of(mask_like(image, 0), tmp_path)).status == 200  # the organ is not there
 
