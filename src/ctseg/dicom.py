@@ -20,7 +20,9 @@ from ctseg.checks import check_memory
 from ctseg.dicomfiles import holds_its_pixels, is_ct_image, is_whole, looks_like_dicom
 from ctseg.dicomseries import Slice, choose_series, stack
 from ctseg.errors import InputError
+from ctseg.geometry import clean_affine
 from ctseg.sources import Loaded
+from ctseg.volume import Volume
 
 _INT16 = np.iinfo(np.int16)
 _UNREADABLE = "DICOM file without a readable image"
@@ -49,7 +51,48 @@ def read_dicom(path: Path, modality: str = "CT") -> Loaded:
     return _read_folder(path, str(path), modality)
 
 
+def read_dicom_grid(path: Path, modality: str = "CT") -> Volume:
+    """Read where a series lies without its pixels: everything of a volume but the voxels, which are all 0.
+
+    Args:
+        path: a folder or one DICOM file.
+        modality: as for `read_dicom`.
+
+    Raises:
+        InputError, GeometryError: as `read_dicom`, except for what only the pixels show.
+    """
+    ordered, affine, notes = _series_of(path, str(path), modality)
+    nothing = np.broadcast_to(np.int16(0), (ordered[0].columns, ordered[0].rows, len(ordered)))
+    return Volume(
+        array=nothing,
+        affine=clean_affine(affine),
+        source_affine=affine,
+        source=path,
+        format="dicom",
+        series_uid=ordered[0].series_uid,
+        notes=tuple(notes),
+        slices=tuple(ordered),
+    )
+
+
 def _read_folder(path: Path, what: str, modality: str) -> Loaded:
+    ordered, affine, notes = _series_of(path, what, modality)
+    if ordered[0].series_number:
+        what = f"{what} (series {ordered[0].series_number})"
+    check_memory((ordered[0].columns, ordered[0].rows, len(ordered)), what)
+    return Loaded(
+        array=_voxels(ordered, what),
+        affine=affine,
+        format="dicom",
+        series_uid=ordered[0].series_uid,
+        notes=tuple(notes),
+        eight_bit=all(image.bits <= 8 and not image.rescaled for image in ordered),
+        slices=tuple(ordered),
+    )
+
+
+def _series_of(path: Path, what: str, modality: str) -> tuple[list[Slice], NDArray[np.float64], list[str]]:
+    """Return the slices of the largest series in order, their affine, and the notes."""
     images, passed_over = scan(path, modality.upper())
     if passed_over[_DAMAGED] and modality.upper() == "CT":
         # Left out, the first or last slice of a series would be missed by nobody.
@@ -69,16 +112,7 @@ def _read_folder(path: Path, what: str, modality: str) -> Loaded:
     if series[0].series_number:
         what = f"{what} (series {series[0].series_number})"
     ordered, affine, words = stack(series, what)
-    check_memory((ordered[0].columns, ordered[0].rows, len(ordered)), what)
-    return Loaded(
-        array=_voxels(ordered, what),
-        affine=affine,
-        format="dicom",
-        series_uid=ordered[0].series_uid,
-        notes=(*notes, *words),
-        eight_bit=all(image.bits <= 8 and not image.rescaled for image in ordered),
-        slices=tuple(ordered),
-    )
+    return ordered, affine, [*notes, *words]
 
 
 def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
