@@ -11,6 +11,7 @@ from typing import Any
 
 import pydicom
 import pytest
+import requests
 from helpers_server import free_port
 
 from ctseg.orthanc import PACKAGES, PrivateOrthanc, ServingError, find_orthanc
@@ -35,6 +36,16 @@ def running_orthanc(folder: Path) -> Iterator[PrivateOrthanc]:
         orthanc.stop()
         assert orthanc.process.code == 0
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def emptied(orthanc: PrivateOrthanc) -> PrivateOrthanc:
+    """Remove all that it holds."""
+    with requests.Session() as session:
+        session.auth = (orthanc.user, orthanc.password)
+        root = orthanc.address.removesuffix("/dicom-web")
+        for patient in session.get(f"{root}/patients", timeout=60).json():
+            session.delete(f"{root}/patients/{patient}", timeout=60).raise_for_status()
+    return orthanc
 
 
 def client_of(orthanc: PrivateOrthanc) -> Any:

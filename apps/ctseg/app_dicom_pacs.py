@@ -45,13 +45,15 @@ def connect(address: str) -> DICOMwebClientX:
         session = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Patience())
-    return DICOMwebClientX(
+    client = DICOMwebClientX(
         url=address,
         session=session,
         qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
         wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
         stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
     )
+    client.set_http_retry_params(retry=False)  # else half a minute passes before anyone hears that it is gone
+    return client
 
 
 def is_series_uid(text: Any) -> bool:

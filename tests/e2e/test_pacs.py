@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # its sign-in imports crypt
     from monailabel.endpoints import infer
 from helpers_app import StubPredictor, load_app_class, sibling
-from helpers_orthanc import client_of, running_orthanc, segs_of, store
+from helpers_orthanc import client_of, emptied, running_orthanc, segs_of, store
 from helpers_server import write_fake_bundle
 
 # requests leaves the sockets of its pool to the garbage collector.
@@ -36,10 +36,15 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def orthanc(tmp_path: Path) -> Iterator[Any]:
-    with running_orthanc(tmp_path / "orthanc") as running:
+@pytest.fixture(scope="module")
+def one_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with running_orthanc(tmp_path_factory.mktemp("orthanc") / "data") as running:
         yield running
+
+
+@pytest.fixture
+def orthanc(one_orthanc: Any) -> Any:
+    return emptied(one_orthanc)
 
 
 def _bundles(root: Path) -> Path:
