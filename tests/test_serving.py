@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from helpers_phantoms import f_phantom, straight_affine, write_axial_series, write_nifti
 
-from ctseg import orthanc, serving, servingrun
+from ctseg import orthanc, servingplan, servingrun
 from ctseg.childprocess import Child
 from ctseg.cli import main
 from ctseg.errors import InputError, OutputError
 from ctseg.orthanc import ServingError, dicom_files, find_orthanc
-from ctseg.serving import checked_plan, free_port, only_one, server_command
+from ctseg.servingplan import checked_plan, free_port, only_one, server_command
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
 
@@ -37,7 +37,7 @@ def test_what_the_studies_are(nifti: Path, tmp_path: Path, monkeypatch: pytest.M
     assert (plan.kind, plan.studies) == ("address", "http://pacs:8042/dicom-web")
     assert plan.data.is_relative_to(Path.home())
     write_axial_series(tmp_path / "dicom" / "deep" / "er")
-    monkeypatch.setattr(serving, "find_orthanc", lambda: ("Orthanc", []))
+    monkeypatch.setattr(servingplan, "find_orthanc", lambda: ("Orthanc", []))
     plan = checked_plan(str(tmp_path / "dicom"), port=port, data=tmp_path / "kept")
     assert (plan.kind, plan.data) == ("dicom", tmp_path / "kept")
     assert not any((tmp_path / name).exists() for name in ("kept", "dicom/.ctseg", "my cts/.ctseg"))
@@ -106,7 +106,7 @@ def test_without_orthanc_the_packages_are_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_monai_label_the_extra_is_named(nifti: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    monkeypatch.setattr(servingplan, "find_spec", lambda name: None)
     with pytest.raises(ServingError, match=r"pip install 'ctseg\[server\]'"):
         checked_plan(str(nifti))
 
@@ -201,7 +201,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         "child = Child([sys.executable, '-c', 'import time; time.sleep(600)'], Path(sys.argv[1]) / 'log')\n"
         "(Path(sys.argv[1]) / 'pid').write_text(str(child._process.pid))\ntime.sleep(600)\n"
     )
-    source = str(Path(serving.__file__).parents[1])
+    source = str(Path(servingplan.__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": source}
     ) as parent:

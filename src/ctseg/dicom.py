@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +121,7 @@ def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
     Returns:
         The images of the modality that have a place in space, and how many files were passed over for which reason.
     """
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    )
+    files = [path] if path.is_file() else sorted(Path(folder) / name for folder, names in _walk(path) for name in names)
     images: list[Slice] = []
     passed_over: Counter[str] = Counter()
     candidates = [file for file in files if _may_be_dicom(file)]
@@ -148,6 +144,13 @@ def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
         else:
             images.append(found)
     return images, passed_over
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Walk over a folder past its hidden ones: `ctseg serve` keeps copies of the series in one."""
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield folder, names
 
 
 def _may_be_dicom(file: Path) -> bool:

@@ -14,7 +14,7 @@ from types import FrameType
 
 from ctseg.childprocess import Child
 from ctseg.orthanc import PrivateOrthanc, ServingError
-from ctseg.serving import Plan, free_port, only_one, server_command
+from ctseg.servingplan import Plan, free_port, only_one, server_command
 
 _STARTS_WITHIN, _STOPS_WITHIN = 300.0, 15.0  # seconds; MONAI imports slowly the first time
 _LOG = "server.log"

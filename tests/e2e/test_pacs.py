@@ -338,3 +338,26 @@ def test_orthanc_keeps_one_copy_of_what_is_loaded_twice(orthanc: Any, tmp_path: 
     assert orthanc.load(tmp_path / "studies") == (0, 0)
     assert (orthanc.series("CT"), orthanc.series("SEG")) == (1, 0)
     assert len(client_of(orthanc).search_for_series()) == 1
+
+
+def test_orthanc_answers_nobody_else(orthanc: Any) -> None:
+    import socket
+
+    import requests
+
+    port = int(orthanc.address.split(":")[2].split("/")[0])
+    hosts = ["127.0.0.1"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent: it only shows which address this computer would use
+            hosts.append(probe.getsockname()[0])
+        except OSError:
+            pass
+    for host in hosts:
+        for sign_in in (
+            None,
+            (orthanc.user, "guessed"),
+            *([] if host == "127.0.0.1" else [(orthanc.user, orthanc.password)]),
+        ):
+            answer = requests.get(f"http://{host}:{port}/dicom-web/series", auth=sign_in, timeout=20)
+            assert answer.status_code in (401, 403)
