@@ -49,6 +49,12 @@ def test_what_the_studies_are(nifti: Path, tmp_path: Path, monkeypatch: pytest.M
         ("nowhere", {}, InputError, "there is no folder .*nowhere; name a folder of CTs"),
         ("my cts/a.nii.gz", {}, InputError, "is a file, but a folder of studies is served"),
         ("empty", {}, InputError, "holds neither NIfTI .* nor DICOM files"),
+        (
+            "my cts",
+            {"models": "bone_ct_segmentation,nothing"},
+            InputError,
+            "no model 'nothing'; the known ones are: bone",
+        ),
         ("my cts", {"device": "tpu"}, InputError, "'tpu' is no device"),
         ("my cts", {"port": 0}, InputError, "0 is no port; expected 1 to 65535"),
         ("my cts", {"host": "0.0.0.0"}, InputError, "other computers can reach the server, so a token is needed"),
@@ -115,14 +121,23 @@ def test_the_line_that_starts_the_server(nifti: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("a-long-random-word\n")
     port = free_port()
     plan = checked_plan(
-        str(nifti), host="0.0.0.0", port=port, models="a,b", device="cuda:1", token_file=tmp_path / "token"
+        str(nifti),
+        host="0.0.0.0",
+        port=port,
+        models="all,bone_ct_segmentation",
+        device="cuda:1",
+        token_file=tmp_path / "token",
     )
     command = server_command(plan)
     assert command[:4] == [sys.executable, "-m", "monailabel.main", "start_server"]
     assert command[command.index("--studies") + 1] == str(nifti)
     assert command[command.index("--host") + 1] == "0.0.0.0"
     pairs = [command[index + 1 : index + 3] for index, word in enumerate(command) if word == "--conf"]
-    assert pairs == [["host", "0.0.0.0"], ["models", "a,b"], ["token_file", str(tmp_path / "token")]]
+    assert pairs == [
+        ["host", "0.0.0.0"],
+        ["models", "all,bone_ct_segmentation"],
+        ["token_file", str(tmp_path / "token")],
+    ]
     assert servingrun._visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1"}
     assert servingrun._visible("cpu") == {"CUDA_VISIBLE_DEVICES": ""}
     assert servingrun._visible("auto") == servingrun._visible("cuda") == {}
@@ -133,6 +148,37 @@ def test_the_line_that_starts_the_server(nifti: Path, tmp_path: Path) -> None:
     plan = checked_plan("http://pacs/dicom-web", port=port)
     assert server_command(plan, "http://127.0.0.1:9/dicom-web")[7:8] == ["http://127.0.0.1:9/dicom-web"]
     assert str(plan.data / "fetched") in server_command(plan)
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("print('ctseg: the studies are broken'); raise SystemExit(2)", "^the studies are broken$"),
+        ("raise ValueError('a trace')", r"the server did not start \(ValueError: a trace\); look into .*server.log"),
+        ("", "it said nothing"),
+    ],
+)
+def test_a_server_that_does_not_start_says_why(
+    nifti: Path, monkeypatch: pytest.MonkeyPatch, code: str, sentence: str
+) -> None:
+    plan = checked_plan(str(nifti), port=free_port())
+    monkeypatch.setattr(servingrun, "server_command", lambda *_: [sys.executable, "-c", code])
+    with pytest.raises(ServingError, match=sentence):
+        servingrun.run(plan)
+    with only_one(plan.data):  # given back
+        pass
+
+
+def test_a_server_that_ends_by_itself_is_noticed_and_stops_the_rest(
+    nifti: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = checked_plan(str(nifti), port=free_port())
+    code = "import time; print('out of memory', flush=True); time.sleep(1)"
+    monkeypatch.setattr(servingrun, "server_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(servingrun, "_answers", lambda *_: True)
+    with pytest.raises(ServingError, match=r"the server ended by itself \(out of memory\)"):
+        servingrun.run(plan)
+    assert "Ctrl-C" in capsys.readouterr().out
 
 
 def test_two_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ class SeriesOnServer(DICOMWebDatastore):
         self._labels = Labels(pacs, entries)
         self._modality = str(settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER.get("Modality", "CT"))
         self._told: dict[str, dict[str, Any]] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._series_locks: dict[str, threading.RLock] = {}
 
     # Which images there are, and which have a label.
 
@@ -113,7 +114,7 @@ class SeriesOnServer(DICOMWebDatastore):
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the image as NIfTI, made of the series as it is on the server now; "" for an unknown one."""
-        with self._lock:
+        with self._locked(image_id):
             folder = self._series_folder(image_id)
             file = folder.with_name(f"{image_id}.nii.gz")
             if not file.is_file():
@@ -123,8 +124,14 @@ class SeriesOnServer(DICOMWebDatastore):
                     raise refused(*sentence_for(error, folder, "the series")) from error
                 with written_beside(file) as beside:
                     nib.save(nib.Nifti1Image(volume.array, volume.source_affine), beside)
-                self._reconcile_datastore()
+                with self._lock:
+                    self._reconcile_datastore()
         return str(file)
+
+    def _locked(self, image_id: str) -> threading.RLock:
+        """One download of a series at a time; those of other series do not wait for it."""
+        with self._lock:
+            return self._series_locks.setdefault(image_id, threading.RLock())
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return the patient's id and what strategies noted."""
@@ -155,7 +162,7 @@ class SeriesOnServer(DICOMWebDatastore):
         Raises:
             HTTPException: 404 for an unknown series, 422 for one that is no even stack.
         """
-        with self._lock:
+        with self._locked(image_id):
             folder = self._series_folder(image_id)
         try:
             return read_dicom_grid(folder, self._modality)
@@ -236,7 +243,7 @@ class SeriesOnServer(DICOMWebDatastore):
         """Return the label's file, made from the SEG when that is another than last time."""
         file = self.folder / _PUT_RIGHT / f"{label.image}.nii.gz"
         seen = file.with_name(f"{label.image}.json")
-        with self._lock:
+        with self._locked(label.image):
             # Whatever changes the image's files changes their times, and so the label is placed anew.
             state = json.dumps([label.instance, _state(self._series_folder(label.image)), self._organs])
             if file.is_file() and seen.is_file() and seen.read_text() == state:

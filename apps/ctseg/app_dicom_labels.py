@@ -93,11 +93,15 @@ class Labels:
             return None
         segments = list(header.get("SegmentSequence") or ())
         names = {int(entry["code"]): str(entry["name"]) for entry in self._entries}
-        try:
-            described = [names[value_of(Segment.of(item), self._entries, "it")] for item in segments]
-        except (InputError, AttributeError, ValueError) as error:
-            logger.warning("Label passed over: SEG series %s: %s", series, error)
-            return None
+        used, described = _used(header), []
+        for item in segments:
+            try:
+                described.append(names[value_of(Segment.of(item), self._entries, "it")])
+            except (InputError, AttributeError, ValueError) as error:
+                # Viewers leave empty segments behind; an unknown one matters where it has a voxel.
+                if not used or int(item.get("SegmentNumber", 0)) in used:
+                    logger.warning("Label passed over: SEG series %s: %s", series, error)
+                    return None
         if not described:
             return None
         when = (str(header.get("ContentDate", "")), str(header.get("ContentTime", "")), series)
@@ -110,6 +114,15 @@ class Labels:
             names=tuple(dict.fromkeys(described)),
             accepted=any(_by_a_human(item) for item in segments),
         )
+
+
+def _used(header: Dataset) -> set[int]:
+    """Numbers of the segments that have a frame; empty for a label map, whose frames do not say."""
+    return {
+        int(item.get("ReferencedSegmentNumber", 0))
+        for group in header.get("PerFrameFunctionalGroupsSequence") or ()
+        for item in group.get("SegmentIdentificationSequence") or ()
+    }
 
 
 def _by_a_human(segment: Dataset) -> bool:

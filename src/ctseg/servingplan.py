@@ -16,7 +16,7 @@ from typing import Literal
 
 from ctseg.errors import InputError, OutputError
 from ctseg.orthanc import ServingError, check_dicom, find_orthanc
-from ctseg.registry import app_root
+from ctseg.registry import BundleInfo, app_root, find_bundles
 
 FOLDER = ".ctseg"  # in the studies: Orthanc's storage, what is fetched from it, logs
 _NIFTI = (".nii.gz", ".nii")
@@ -67,6 +67,7 @@ def checked_plan(
         raise ServingError("MONAI Label is not installed; pip install 'ctseg[server]'")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise InputError(f"{device!r} is no device; expected auto, cpu, cuda or cuda:0, cuda:1, ...")
+    _check_models(models)
     token = _checked_token(host, token_file)
     kind, place = _checked_studies(studies)
     if kind == "dicom":
@@ -89,6 +90,22 @@ def _checked_studies(studies: str) -> tuple[Literal["nifti", "dicom", "address"]
         return "nifti", str(folder)
     check_dicom(folder)
     return "dicom", str(folder)
+
+
+def _check_models(models: str) -> None:
+    bundles = [info for info in find_bundles().values() if info.segments]
+    # A bundle may name models that join it with others (`part_of` in its metadata).
+    known = list(dict.fromkeys([*(info.name for info in bundles), *(m for i in bundles for m in _joined(i))]))
+    for name in filter(None, (part.strip() for part in models.split(","))):
+        if name not in ("all", *known):
+            raise InputError(
+                f"there is no model {name!r}; the known ones are: {', '.join(known)}; name them with commas between, "
+                "or leave --models out to serve all"
+            )
+
+
+def _joined(info: BundleInfo) -> tuple[str, ...]:
+    return tuple(getattr(info, "part_of", ()))
 
 
 def _home_of(address: str) -> Path:

@@ -182,6 +182,19 @@ def test_the_newest_accepted_label_counts_and_a_models_proposal_does_not(
         assert np.array_equal(array, label_map)
 
 
+def test_an_empty_segment_that_nobody_named_does_no_harm(orthanc: Any, app: Any, tmp_path: Path) -> None:
+    """As a viewer leaves it behind: 'Segment 1', without a voxel."""
+    volume, label_map, series = _put_case(orthanc, tmp_path / "ct")
+    entries = [*LABELS[:2], {"name": "Segment 1", "code": 9}]
+    store(orthanc, write_seg(label_map, volume, None, entries, tmp_path / "a.dcm", Algorithm("MANUAL")))
+    assert app.datastore().get_labeled_images() == [series]
+    assert app.datastore().get_label_info(series, "final")["label_info"] == [
+        {"name": "liver", "idx": 1},
+        {"name": "spleen", "idx": 4},
+    ]
+    assert np.array_equal(np.asarray(nib.load(app.datastore().get_label_uri(series, "final")).dataobj), label_map)
+
+
 def test_labels_that_cannot_be_used_do_not_count(
     orthanc: Any, app: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -171,17 +171,3 @@ def test_a_nifti_folder(tmp_path: Path) -> None:
         assert served.stop(signal.SIGINT) == 0
     assert "stopped" in served.said
     assert leftovers(str(tmp_path)) == []
-
-
-def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
-    studies = tmp_path / "cts"
-    studies.mkdir()
-    write_phantom_ct(studies / "case1.nii.gz", (72, 60, 8))
-    command = [sys.executable, "-m", "ctseg", "serve", str(studies), "--port", str(free_port()), "--models", "nothing"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=server_environment(tmp_path), check=False
-    )
-    assert done.returncode == 2
-    assert "ctseg: there is no model 'nothing'; the known ones are: " in done.stderr
-    assert "Traceback" not in done.stderr
-    assert leftovers(str(tmp_path)) == []
