@@ -19,6 +19,9 @@ from app_access import listen_safely, live_config, read_access
 from app_audit import Audit
 from app_choice import choose_bundles, offers, stop_start
 from app_classify import ClassificationTask
+from app_dicom import SeriesOnServer, open_studies_server
+from app_dicom_infer import use_our_dicom_seg
+from app_dicom_labels import known_entries
 from app_http import harden, private_folder, refused, sentence_for, starts_a_server
 from app_infer import SegmentationTask
 from app_organs import Networks, organ_tasks
@@ -86,6 +89,7 @@ class CtsegApp(MONAILabelApp):
             os.umask(0o777 & ~Path(studies).stat().st_mode)
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
+        use_our_dicom_seg(self, known_entries(self._bundles.values()))
         harden(self._routes, access, self._audit)
 
     def _routes(self) -> list[APIRoute]:
@@ -101,7 +105,7 @@ class CtsegApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            return open_studies_server(self.studies, str(self.conf.get("data") or ""), list(self._bundles.values()))
         try:
             return StudiesFolder(
                 self.studies,
@@ -148,8 +152,11 @@ class CtsegApp(MONAILabelApp):
         return {info.name: TrainingTask(info, data / info.name if data else None) for info in trainable}
 
     def _data_folder(self) -> Path | None:
-        """The folder of the trainings, beside the studies; None when these are on a server."""
-        return Path(self.studies).resolve() / FOLDER if isinstance(self._datastore, StudiesFolder) else None
+        """The folder of the trainings: beside the studies, or where those of a server are kept here."""
+        store = self._datastore
+        if isinstance(store, SeriesOnServer):
+            return store.folder / FOLDER
+        return Path(self.studies).resolve() / FOLDER if isinstance(store, StudiesFolder) else None
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which case is offered next."""

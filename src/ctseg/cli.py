@@ -18,6 +18,7 @@ from ctseg import (
     importing,
     preparecommand,
     segmentcommand,
+    serving,
     users,
 )
 from ctseg.dependencies import dependency_problem
@@ -42,6 +43,7 @@ _MORE_COMMANDS = (
     experiment_command,
     curves,
     calibrating,
+    serving,
     users,
     doctor,
 )
