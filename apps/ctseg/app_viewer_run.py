@@ -62,12 +62,15 @@ def run_model(app: Any, pacs: Pacs, asked: Asked) -> dict[str, Any]:
 
 
 def series_volume(app: Any, series: str) -> Volume:
-    """Read a series from MONAI Label's copy of it, which is fetched when it is not there yet.
+    """Return where a series lies, from the copy of it that is kept here; fetched when it is not there yet.
 
     Raises:
         HTTPException: 404 when there is no such series, 4xx when it is no CT that can be used.
     """
     datastore = app.datastore()
+    if hasattr(datastore, "volume"):
+        volume: Volume = datastore.volume(series)
+        return volume
     path, _ = locate_image(series, datastore, [])
     # The stock store answers with a NIfTI that it made of the series; the series lies in a folder of its name.
     folder = path if path.is_dir() else Path(datastore._datastore.image_path()) / series

@@ -18,6 +18,7 @@ export class Panel {
     this.node = this.#build();
     this.training = new Training(this.parts.training, sentence => this.#fail(sentence));
     window.addEventListener('beforeunload', event => this.unsaved && event.preventDefault());
+    window.addEventListener('popstate', event => this.#keepFromGoingBack(event), true);
     document.addEventListener('click', event => this.#keepFromLeaving(event), true);
   }
 
@@ -73,9 +74,8 @@ export class Panel {
   async #submit() {
     let stored = false;
     await this.#work(() => 'Submitting the label', async () => {
-      const organs = masks.organs(this.mask).map(({ label }) => label).join(', ');
       try {
-        await masks.submit(this.mask, this.case, `Label: ${organs}`);
+        await masks.submit(this.mask, this.case);
       } catch (error) {
         throw error.text === undefined ? error : new Error(server.sentenceIn(error.text, error.status));
       }
@@ -134,7 +134,23 @@ export class Panel {
   #changed(id) {
     if (!this.busy && id === this.mask && !this.unsaved) {
       this.unsaved = true;
+      this.#say('');
       this.#draw();
+    }
+  }
+
+  /** The browser's back button, inside the page: OHIF would leave the case at once. */
+  async #keepFromGoingBack(event) {
+    if (this.returning) {
+      this.returning = false;
+      event.stopImmediatePropagation();
+    } else if (this.unsaved) {
+      event.stopImmediatePropagation();
+      this.returning = true;
+      history.go(1);
+      if (await this.#mayGo('leaving the case')) {
+        history.back();
+      }
     }
   }
 
@@ -253,7 +269,7 @@ export class Panel {
     for (const button of parts.tools.querySelectorAll('button, input')) {
       button.disabled = busy || !mask;
     }
-    const organs = masks.services ? masks.organs(mask) : [];
+    const organs = masks.organs(mask);
     const kept = JSON.stringify([mask, organs]);
     if (kept !== this.drawn) {
       this.drawn = kept;
