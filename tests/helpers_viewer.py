@@ -131,6 +131,7 @@ class Orthanc:
         for one in ids:
             with urllib.request.urlopen(f"{self.url}/instances/{one}/file", timeout=30) as answer:
                 found.append(pydicom.dcmread(io.BytesIO(answer.read())))
+                found[-1].filename = None  # a stream cannot be copied
         return found
 
     def labels(self, series: str) -> list[Any]:
