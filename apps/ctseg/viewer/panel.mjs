@@ -1,6 +1,6 @@
 // The panel: what an annotator sees and presses, from opening a case to the next one.
 import { askBeforeLoss } from './ask.mjs';
-import { make, organRow, tool } from './dom.mjs';
+import { make, organRow, ownKeys, tool } from './dom.mjs';
 import * as masks from './masks.mjs';
 import * as server from './server.mjs';
 import { Training } from './training.mjs';
@@ -15,7 +15,7 @@ export class Panel {
     this.unsaved = false;
     this.busy = false;
     this.tried = ''; // the series whose newest mask was looked for
-    this.node = this.#build();
+    this.node = ownKeys(this.#build());
     this.training = new Training(this.parts.training, sentence => this.#fail(sentence));
     window.addEventListener('beforeunload', event => this.unsaved && event.preventDefault());
     window.addEventListener('popstate', event => this.#keepFromGoingBack(event), true);
