@@ -125,7 +125,7 @@ def client(studies: StudiesServer, fetched: Path) -> Any:
     return client_of(stub_app(studies.url, fetched))
 
 
-# -- The page -----------------------------------------------------------------------------------------------------------
+# -- The page ----------------------------------------
 
 
 def test_every_address_of_the_viewer_is_its_one_page(client: Any) -> None:
@@ -157,7 +157,7 @@ def test_a_viewer_that_was_not_fetched_says_what_to_do(studies: StudiesServer, t
     assert "scripts/setup_viewer" in answer.text
 
 
-# -- The proxy ----------------------------------------------------------------------------------------------------------
+# -- The proxy ----------------------------------------
 
 
 def test_searches_are_passed_on_without_the_servers_own_address(client: Any, studies: StudiesServer) -> None:
@@ -179,7 +179,7 @@ def test_nothing_but_dicomweb_is_asked_of_the_studies_server(client: Any, studie
 def test_a_studies_server_that_is_slow_or_down_is_a_sentence(
     client: Any, studies: StudiesServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sibling("app_viewer_pacs"), "_SECONDS", (0.5, 0.1))
+    monkeypatch.setattr(sibling("app_viewer_proxy"), "_SECONDS", (0.5, 0.1))
     studies.delay = 0.3
     slow = client.get("/dicom-web/studies")
     assert (slow.status_code, "too long" in slow.json()["detail"]) == (504, True)
@@ -239,7 +239,7 @@ def serve_instance(studies: StudiesServer, dataset: Any) -> None:
     studies.answer(f"studies/{STUDY}/series/{SERIES}/instances/{SOP}", body, kind)
 
 
-# -- Labels that are stored -------------------------------------------------------------------------------------------
+# -- Labels that are stored ----------------------------------------
 
 
 @pytest.fixture(scope="module", params=[(37, 29, 9), (32, 24, 10)], ids=["odd", "even"])
@@ -387,7 +387,7 @@ def test_a_label_too_large_is_refused(page: Any, studies: StudiesServer, monkeyp
     assert answer.status_code == 413
 
 
-# -- Running a model ----------------------------------------------------------------------------------------------------
+# -- Running a model ----------------------------------------
 
 
 def test_a_mask_of_a_run_is_stored_beside_its_series(
@@ -436,7 +436,7 @@ def test_a_run_of_a_path_is_refused(client: Any, studies: StudiesServer) -> None
     assert (gone.status_code, "no such series" in gone.json()["detail"]) == (404, True)
 
 
-# -- The envelope -------------------------------------------------------------------------------------------------------
+# -- The envelope ----------------------------------------
 
 
 def test_parts_are_bytes_whatever_is_in_them() -> None:
@@ -444,6 +444,6 @@ def test_parts_are_bytes_whatever_is_in_them() -> None:
     contents = [b"", b"\r\n--\r\n\r\n", bytes(range(256)), b"--b--"]
     body, kind = module.joined(contents, "application/dicom")
     assert module.parts_of(kind, body) == contents
-    by_hand = b'--b\r\nContent-Type: application/dicom\r\nContent-Length: 2\r\n\r\nhi\r\n--b--\r\nepilogue'
+    by_hand = b"--b\r\nContent-Type: application/dicom\r\nContent-Length: 2\r\n\r\nhi\r\n--b--\r\nepilogue"
     assert module.parts_of('multipart/related; type="application/dicom"; boundary="b"', by_hand) == [b"hi"]
     assert module.parts_of("multipart/related; boundary=b", io.BytesIO(by_hand).read()) == [b"hi"]

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from app_choice import choose_bundles, stop_start
+from app_dicom import SeriesOnServer, open_studies_server
+from app_dicom_infer import use_our_dicom_seg
+from app_dicom_labels import known_entries
 from app_http import harden, private_folder, refused, sentence_for
 from app_infer import SegmentationTask
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
@@ -63,12 +66,13 @@ class CtsegApp(MONAILabelApp):
         )
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
+        use_our_dicom_seg(self, known_entries(self._bundles.values()))
         harden(lambda: [*training_routes(self), *viewer_routes(self)])
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            return open_studies_server(self.studies, str(self.conf.get("data") or ""), list(self._bundles.values()))
         try:
             return StudiesFolder(
                 self.studies,
@@ -94,7 +98,8 @@ class CtsegApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One task for each bundle that can be trained."""
-        studies = Path(self.studies).resolve() if isinstance(self._datastore, StudiesFolder) else None
+        store = self._datastore
+        studies = store.folder if isinstance(store, SeriesOnServer) else Path(self.studies).resolve()
         trainable = (info for info in self._bundles.values() if (info.path / "configs" / "train.json").is_file())
         return {info.name: TrainingTask(info, studies) for info in trainable}
 

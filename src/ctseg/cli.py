@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import __version__, evaluation_command, importing, preparecommand
+from ctseg import __version__, evaluation_command, importing, preparecommand, serving
 from ctseg.errors import BundleError, CtsegError, InputError
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation_command.add_command(commands)
     preparecommand.add_command(commands)
     importing.add_command(commands)
+    serving.add_command(commands)
     return parser
 
 
