@@ -119,7 +119,7 @@ def build_report(
         "device": prediction.device,
         **_slices(prediction),
         "source": source,
-        "quality": summary(prediction.quality),
+        "quality": summary(getattr(prediction, "quality", {})),
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],
         "seconds": {**stages, "total": round(sum(float(value) for value in seconds.values()), 3)},
         "notes": list(prediction.volume.notes),
