@@ -1,4 +1,4 @@
-"""Three tiny bundles with random weights: an organ, a second one that takes its mask, and a classifier for the second."""
+"""Three tiny bundles with random weights: an organ, a second one that takes its mask, and a classifier for that."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "second_ct": {
         "bundle": SECOND, "base": "slicewise", "description": "An organ beside it.", "labels": [label("second", 7)],
-        "spacing": [3.0, 3.0, 3.0], "thick_slices": 2.5, "patch": [32, 32], "divisor": 4,
+        "spacing": [3.07, 3.07, 3.0], "thick_slices": 2.5, "patch": [32, 32], "divisor": 4,
         "network": segmenter("$1 + len(@input_organs)"),
         "input_organs": ["organ"], "organ_bundles": {"organ": ORGAN},
     },
@@ -96,10 +96,28 @@ def write_cascade(folder: Path, **second: Any) -> Path:
 
 
 def phantom_ct(shape: tuple[int, int, int] = (30, 26, 14)) -> np.ndarray:
-    """HU, axes R, A, S: a body in air, a bright organ at small i that ends below, texture that no flip maps on itself."""
+    """HU, axes R, A, S: a body in air, a bright organ at small i, texture that no flip maps on itself."""
     i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     hu = np.full(shape, -1000.0)
     hu[i**2 / 0.8 + j**2 / 0.7 < 1] = 40 + 20 * i[i**2 / 0.8 + j**2 / 0.7 < 1]
     hu[(i + 0.4) ** 2 + (j - 0.1) ** 2 + (k - 0.2) ** 2 / 2 < 0.2] = 180
     hu[(i - 0.3) ** 2 + (j + 0.4) ** 2 + (k + 0.3) ** 2 < 0.06] = -50
     return (hu + np.random.default_rng(3).normal(0, 15, shape)).astype(np.int16)
+
+
+class Bright(torch.nn.Module):
+    """A network that finds what is bright in the first channel: as a segmenter by voxel, as a classifier by slice."""
+
+    def __init__(self, by_slice: bool = False, level: float = 0.68) -> None:
+        super().__init__()
+        self.by_slice = by_slice
+        self.level = torch.nn.Parameter(torch.tensor(level))
+
+    def forward(self, slices: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, 1, I, J), or (B, 1)."""
+        logits = (slices[:, :1] - self.level) * 50
+        return logits.flatten(1).amax(dim=1, keepdim=True) if self.by_slice else logits
+
+
+def bright(by_slice: bool = False) -> dict[str, Any]:
+    return {"_target_": "helpers_cascade.Bright", "by_slice": by_slice}

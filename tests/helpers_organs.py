@@ -1,7 +1,7 @@
 """Two organs that overlap, found exactly: `shell` by a rule, `core` by a network of one convolution set by hand.
 
-`phantom_hu` has blocks of 80, 150 and 220 HU: the rule marks 50 to 180, the network everything from 120 on, so the block
-of 150 HU belongs to both.
+`phantom_hu` has blocks of 80, 150 and 220 HU: the rule marks 50 to 180, the network everything from 120 on, so the
+block of 150 HU belongs to both. `write_moved_bundle` adds one whose mask lies a pixel further to the patient's left.
 """
 
 from __future__ import annotations
@@ -64,13 +64,27 @@ def _build(root: Path, name: str, code: int, color: tuple[int, int, int], snomed
     return root / bundle
 
 
-def _weights() -> bytes:
-    """A state_dict: the logit is 1000 (x - 0.5), and x is HU / 240, so 120 HU is the border."""
+def _weights(kernel: int = 1, place: tuple[int, int] = (0, 0)) -> bytes:
+    """A state_dict: the logit is 1000 (x - 0.5), x is HU / 240 at `place` of the kernel: 120 HU is the border."""
     import torch
 
+    weight = torch.zeros((1, 1, kernel, kernel))
+    weight[(0, 0, *place)] = 1000.0
     content = io.BytesIO()
-    torch.save({"weight": torch.full((1, 1, 1, 1), 1000.0), "bias": torch.tensor([-500.0 + 1e-3])}, content)
+    torch.save({"weight": weight, "bias": torch.tensor([-500.0 + 1e-3])}, content)
     return content.getvalue()
+
+
+def write_moved_bundle(root: Path) -> Path:
+    """Write a bundle whose mask is that of `core`, moved by one pixel (1.5 mm) to the patient's left.
+
+    The network sees slices in LPS order, so its first axis grows to the left, and it looks at the pixel before.
+    """
+    network = {**_NETWORK["network"], "kernel_size": 3, "padding": 1}
+    bundle = _build(root, "moved", 9, (40, 200, 40), "78961009", {**_NETWORK, "network": network})
+    (bundle / "models").mkdir()
+    add_weights(bundle, _weights(3, (0, 1)))
+    return bundle
 
 
 def write_organ_bundles(root: Path) -> Path:

@@ -45,8 +45,8 @@ class FakePrediction:
     )
 
     labels: dict[str, int] = field(default_factory=dict)
-    parts: tuple[BundleInfo, ...] = ()
     slices: Any = None
+    parts: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         """Unless others are given, the labels are the bundle's."""

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -125,42 +126,65 @@ def free_port() -> int:
         return port
 
 
-def server_command(studies: Path, port: int, *conf: tuple[str, str]) -> list[str]:
-    """The line that starts the app, as a user types it."""
+def server_command(studies: Path | str, port: int, *conf: tuple[str, str], host: str | None = "127.0.0.1") -> list[str]:
+    """The line that starts the app, as a user types it; without a host the app chooses."""
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app_root())]
-    command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--studies", str(studies), "--port", str(port)]
+    command += ["--host", host] if host else []
     for key, value in conf:
         command += ["--conf", key, value]
     return command
 
 
 def server_environment(work: Path) -> dict[str, str]:
-    """MONAI Label's sessions away from the home folder, and the library that this test imports."""
+    """MONAI Label's sessions away from the home folder, and the library that this test imports, and its helpers."""
     source = str(Path(sys.modules["ctseg"].__file__ or "").parents[1])
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "MONAI_LABEL_SESSION_PATH": str(work / "sessions")}
+    tests = str(Path(__file__).parent)
+    path = os.pathsep.join(filter(None, [source, tests, os.environ.get("PYTHONPATH", "")]))
+    environment = {key: value for key, value in os.environ.items() if key != "CTSEG_TOKEN"}
+    return {**environment, "PYTHONPATH": path, "MONAI_LABEL_SESSION_PATH": str(work / "sessions")}
 
 
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/info/", timeout=5) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        return refusal.code == 401
     except (urllib.error.URLError, OSError):
         return False
 
 
+@dataclass(frozen=True)
+class RunningServer:
+    """A server process, its address and what it wrote."""
+
+    url: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 @contextmanager
-def running_server(studies: Path, work: Path, *conf: tuple[str, str], seconds: float = 180.0) -> Iterator[str]:
-    """Start the server as a process, yield its address once `/info/` answers, and end its whole process group."""
+def started_server(
+    studies: Path | str,
+    work: Path,
+    *conf: tuple[str, str],
+    host: str | None = "127.0.0.1",
+    seconds: float = 180.0,
+    **environment: str,
+) -> Iterator[RunningServer]:
+    """Start the server as a process, yield it once `/info/` answers, and end its whole process group."""
     port = free_port()
     log = work / "server.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            server_command(studies, port, *conf),
+            server_command(studies, port, *conf, host=host),
             stdout=stream,
             stderr=subprocess.STDOUT,
             cwd=work,
-            env=server_environment(work),
+            env=server_environment(work) | environment,
             start_new_session=True,
         )
     try:
@@ -169,9 +193,16 @@ def running_server(studies: Path, work: Path, *conf: tuple[str, str], seconds: f
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
             time.sleep(0.25)
-        yield url
+        yield RunningServer(url, port, process, log)
     finally:
         _end_group(process)
+
+
+@contextmanager
+def running_server(studies: Path, work: Path, *conf: tuple[str, str], seconds: float = 180.0) -> Iterator[str]:
+    """Start the server as `started_server` does, and yield its address."""
+    with started_server(studies, work, *conf, seconds=seconds) as server:
+        yield server.url
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

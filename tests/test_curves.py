@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from PIL import Image
+from test_experiments import experiment
 
 from ctseg.cli import main
 from ctseg.curves import draw_curves, kind_of
@@ -21,6 +22,7 @@ from ctseg.history import History, read_history, stalled
 from ctseg.pooled import PooledOverlap
 from ctseg.recording import Beside, Progress, Record
 from ctseg.training import Monitor, SaveBest, SaveEachEpoch, StartFrom, newest_checkpoint
+from ctseg.weights import read_weights
 
 
 def history(epochs: int = 4) -> History:
@@ -165,6 +167,16 @@ def test_a_better_network_wins_after_an_interruption(tmp_path: Path) -> None:
     assert kept(tmp_path) == 6
 
 
+def test_the_scale_of_mixed_precision_is_gone_on_with(tmp_path: Path) -> None:
+    first = Training(tmp_path, [0.5, 0.6])
+    first.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    first.trainer.scaler.scale(torch.ones(1))
+    first.run(1)
+    again = Training(tmp_path, [0.5, 0.6], resume=True)
+    again.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    assert again.run(2).trainer.scaler.get_scale() == 8.0
+
+
 def test_early_stop_counts_on_after_an_interruption(tmp_path: Path) -> None:
     values = [0.9, 0.5, 0.5, 0.5, 0.5, 0.5]
     Training(tmp_path, values, patience=3).run(3)
@@ -235,3 +247,28 @@ def test_a_bar_is_shown_when_it_is_wanted_only(capsys: pytest.CaptureFixture[str
 def test_an_unknown_metric_is_still_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="expected one of dice"):
         Monitor(Engine(lambda engine, batch: None), "f1", ["dice"], history=History())
+
+
+def trained(tiny_dataset: Path, folder: Path, **overrides: Any) -> History:
+    run = experiment("unet_resnet18_bce_sgd", tiny_dataset, folder, epochs=1, patch=[32, 32], **overrides)
+    run.initialize()
+    run.run()
+    return read_history(folder / "checkpoint_epoch=1.pt")
+
+
+def test_a_seed_gives_the_same_training_and_another_another(tiny_dataset: Path, tmp_path: Path) -> None:
+    one, same, other = (
+        trained(tiny_dataset, tmp_path / name, seed=seed).rows[0]["train_loss"]
+        for name, seed in (("one", 3), ("same", 3), ("other", 4))
+    )
+    assert one == same != other
+
+
+def test_starts_from_the_weights_of_a_checkpoint(tiny_dataset: Path, tmp_path: Path) -> None:
+    trained(tiny_dataset, tmp_path / "first", seed=3)
+    checkpoint = tmp_path / "first" / "checkpoint_epoch=1.pt"
+    history = trained(tiny_dataset, tmp_path / "second", pretrained=str(checkpoint), **{"optimizer#lr": 0.0})
+    assert [row["epoch"] for row in history.rows] == [1], "it begins anew, with the weights only"
+    before, after = (read_weights(tmp_path / name / "checkpoint_epoch=1.pt") for name in ("first", "second"))
+    learnt = [name for name in before if name.endswith("weight")]
+    assert learnt and all(torch.equal(before[name], after[name]) for name in learnt), "with a rate of 0"

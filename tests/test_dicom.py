@@ -101,6 +101,7 @@ def test_the_largest_ct_series_of_all_sub_folders_is_taken_and_named(tmp_path: P
     write_dicom(tmp_path / "study" / "b", small, affine, series_number=7)
     largest = write_axial_series(tmp_path / "study" / "a" / "deep", series_number=12)
     write_axial_series(tmp_path / "mr", modality="MR")
+    write_axial_series(tmp_path / ".ctseg" / "storage", series_number=99)  # hidden: kept by `ctseg serve`
     (tmp_path / "readme.txt").write_text("no DICOM")
     volume = read_volume(tmp_path)
     assert volume.series_uid == largest

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -15,6 +16,7 @@ import SimpleITK as sitk
 from helpers_phantoms import f_phantom, straight_affine, write_nifti
 from helpers_seg import EVEN, GRIDS, LABELS, ODD, errors_of, make_case, tool
 
+from ctseg.cli import main
 from ctseg.dicomseg import Algorithm, check_can_write, read_seg, write_prediction, write_seg
 from ctseg.errors import GeometryError, InputError, OutputError
 from ctseg.reading import read_volume
@@ -210,3 +212,20 @@ def test_colours_by_hand() -> None:
     """White is L* 100, a* b* 0; pure red in sRGB and D65 is L* 53.24, a* 80.09, b* 67.20."""
     assert cielab([255, 255, 255]) == pytest.approx([65535, 128 * 257, 128 * 257], abs=3)
     assert cielab([255, 0, 0]) == pytest.approx([0.5324 * 65535, 208.09 * 257, 195.20 * 257], abs=10)
+
+
+def test_the_command_writes_it_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    volume, _ = make_case(tmp_path / "ct", ODD, "oblique")
+    command = ["segment", str(tmp_path / "ct"), "--task", "bone_ct_segmentation", "--device", "cpu"]
+    assert main([*command, "-o", str(tmp_path / "out"), "--output", "nifti,seg,json"]) == 0
+    mask = np.asarray(nib.load(tmp_path / "out" / "mask.nii.gz").dataobj)
+    assert mask.any()
+    bone = [{"name": "bone", "code": 1, "snomed": {"value": "272673000", "meaning": "Bone"}}]
+    assert np.array_equal(read_seg(tmp_path / "out" / "segmentation.dcm", volume, bone)[0], mask)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["outputs"]) == {"mask.nii.gz", "segmentation.dcm"}
+    assert "write seg" in report["seconds"]
+    nifti = write_nifti(tmp_path / "a.nii.gz", f_phantom(), straight_affine())
+    assert main(["segment", str(nifti), "-o", str(tmp_path / "no"), "--task", command[3], "--output", "seg"]) == 2
+    assert "is no DICOM series, but a DICOM SEG belongs to one" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

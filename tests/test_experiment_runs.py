@@ -275,6 +275,8 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path, capsys: pytest.Capture
     data = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["experiments", "run", str(tmp_path / "a"), *data]) == 2
     assert "No datalist can be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(["experiments", "run", str(tmp_path / "a"), *data, "--set", "epochs=3"]) == 2
+    assert "--set cannot change epochs, which the runner sets itself" in capsys.readouterr().err
 
 
 def finished(out: Path, name: str, theirs: dict[str, float], **reports: Any) -> None:
@@ -294,11 +296,16 @@ def finished(out: Path, name: str, theirs: dict[str, float], **reports: Any) -> 
 def test_the_table_puts_their_figure_beside_ours(tmp_path: Path) -> None:
     finished(
         tmp_path, "liver_ct/x", {"iou": 0.9707},
-        pooled_iou={"mean": 0.95, "counts": {"liver": {"slices": 321}}}, iou={"mean": 0.9}, dice={"mean": 0.94, "patients": 15},
+        pooled_iou={"mean": 0.95, "counts": {"liver": {"slices": 321}}},
+        iou={"mean": 0.9}, dice={"mean": 0.94, "patients": 15},
     )  # fmt: skip
+    patients = {"liver": {"a": {"f1": 0.5}, "b": {"f1": 1.0}, "c": {"f1": None}}}
     presence = {"f1": 0.91, "recall": 0.97, "precision": 0.86, "support": 40, "patients": 9}
     finished(
-        tmp_path, "liver_ct_presence/y", {"recall": 0.9803, "f1": 0.9405}, presence={"labels": {"liver": presence}}
+        tmp_path,
+        "liver_ct_presence/y",
+        {"recall": 0.9803, "f1": 0.9405},
+        presence={"labels": {"liver": presence}, "patients": patients},
     )
     (tmp_path / "liver_ct" / "z").mkdir()
     (tmp_path / "liver_ct" / "z" / "run.json").write_text(
@@ -322,9 +329,10 @@ def test_the_table_puts_their_figure_beside_ours(tmp_path: Path) -> None:
     assert x["data"] == "liver, datalist 01234567"
     assert (y["metric"], y["theirs"], y["theirs_recall"]) == ("f1", "0.9405", "0.9803")
     assert (y["ours_their_way"], y["ours_recall"], y["ours_precision"], y["patients"]) == ("0.91", "0.97", "0.86", "9")
+    assert y["ours_patient_f1"] == "0.75" and x["ours_patient_f1"] == ""
     assert (z["status"], z["reason"], z["ours_their_way"]) == ("failed", "a | b", "")
     markdown = (tmp_path / "comparison.md").read_text()
-    assert "| 0.9707 | 0.9500 | 321 | 0.9000 | 0.9400 | 15 | 7 | validation |" in markdown
+    assert "| 0.9707 | 0.9500 | 321 | 0.9000 | 0.9400 | – | 15 | 7 | validation |" in markdown
     assert "| 0.9405 (recall 0.9803) | 0.9100 (recall 0.9700; precision 0.8600) |" in markdown
     assert "a / b" in markdown
     html = (tmp_path / "comparison.html").read_text()

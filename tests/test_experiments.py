@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from ctseg.building import load_yaml
 from ctseg.organslices import KeepOrganSlicesd
 from ctseg.training import Monitor, SaveBest
 
@@ -65,10 +66,16 @@ WITH_LIVER_MASK = {
 }  # fmt: skip
 
 
+def train_of(name: str) -> Path:
+    """The train.json of the bundle that an experiment is for: that of its task where there is one."""
+    task = ROOT / "configs" / "tasks" / f"{name.partition('/')[0]}.yaml"
+    return ROOT / "bundles" / load_yaml(task)["bundle"] / "configs" / "train.json" if task.is_file() else TRAIN
+
+
 def parser_of(name: str) -> ConfigParser:
-    """The experiment laid over the liver bundle, as on the command line, without data and without a hub."""
+    """The experiment laid over its bundle, as on the command line, without data and without a hub."""
     parser = ConfigParser()
-    parser.read_config([str(TRAIN), str(EXPERIMENTS / f"{name}.yaml")])
+    parser.read_config([str(train_of(name)), str(EXPERIMENTS / f"{name}.yaml")])
     parser["device"] = "cpu"
     parser["train"]["dataloader"] = "$[None, None]"  # two iterations an epoch
     if "encoder_weights" in parser["network_def"]:
@@ -91,6 +98,10 @@ def test_says_what_the_table_says_and_takes_a_step(name: str) -> None:
     assert (parser["network_def"]["encoder"], parser["loss"]["name"], parser["epochs"]) == (encoder, loss, epochs)
     if window is not None:
         assert parser["window"] == window
+    if not name.partition("/")[0].endswith("presence"):
+        assert parser["network_def"]["architecture"] == Path(name).name.partition("_")[0]
+    if name.startswith("gallbladder_ct/"):
+        assert parser["input_organs"] == (["liver"] if Path(name).name in WITH_LIVER_MASK else [])
 
     network = parser.get_parsed_content("network")
     made = parser.get_parsed_content("optimizer")
@@ -103,7 +114,9 @@ def test_says_what_the_table_says_and_takes_a_step(name: str) -> None:
     logits = network.train()(torch.rand(2, channels, 32, 32))
     assert logits.shape == ((2, 1) if name.partition("/")[0].endswith("presence") else (2, 1, 32, 32))
     before = [parameter.detach().flatten()[:64].clone() for parameter in network.parameters()]
-    value = parser.get_parsed_content("loss")(logits, torch.randint(0, 2, logits.shape))
+    loss_function = parser["train"]["trainer"]["loss_function"]
+    made_loss = parser.get_parsed_content("train::trainer::loss_function" if loss_function != "@loss" else "loss")
+    value = made_loss(logits, torch.randint(0, 2, logits.shape))
     value.backward()
     made.step()
     assert value.isfinite()
@@ -146,14 +159,15 @@ def test_what_the_rows_say_beyond_names() -> None:
     assert schedule.get_last_lr() == pytest.approx([1e-5, 1e-4])
 
 
-def experiment(name: str, tiny_dataset: Path, folder: Path, **overrides: Any) -> ConfigWorkflow:
+def experiment(name: str, tiny_dataset: Path, folder: Path, task: str = "liver_ct", **overrides: Any) -> ConfigWorkflow:
     content = json.loads((tiny_dataset / "datalist.json").read_text())
-    (tiny_dataset / "liver.json").write_text(json.dumps({**content, "mask_values": {"1": "liver"}}))
+    values = {"1": "liver", "4": "gallbladder"}
+    (tiny_dataset / "liver.json").write_text(json.dumps({**content, "mask_values": values}))
     options = {
         "dataset_dir": str(tiny_dataset), "datalist": "liver.json", "device": "cpu", "batch_size": 2,
         "num_workers": 0, "ckpt_dir": str(folder), "spacing": [4.0, 4.0, 5.0], "patch": [64, 64],
     }  # fmt: skip
-    files = [str(TRAIN), str(EXPERIMENTS / "liver_ct" / f"{name}.yaml")]
+    files = [str(train_of(f"{task}/{name}")), str(EXPERIMENTS / task / f"{name}.yaml")]
     return ConfigWorkflow(files, workflow_type="train", logging_file=False, **{**options, **overrides})
 
 
@@ -173,6 +187,43 @@ def test_a_liver_experiment_trains_through_its_sizes_in_one_run(tiny_dataset: Pa
     assert seen[: 3 * length] == [(32, 32)] * 2 * length + [(64, 64)] * length
     assert rates == pytest.approx([1e-3] * 2 * length + [1e-4] * length)
     assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("fpn_se_resnet50_dice_focal", 2), ("fpn_resnet34_focal", 1)], ids=["with liver", "without"]
+)
+def test_a_gallbladder_experiment_trains_with_and_without_the_livers_mask(
+    name: str, channels: int, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    run = experiment(name, tiny_dataset, tmp_path, "gallbladder_ct", epochs=1)
+    run.parser["network_def"]["encoder"] = "resnet18"  # the rest is the experiment's; its own is too slow for a test
+    run.initialize()
+    seen = []
+    network = run.parser.get_parsed_content("network_def")
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    run.run()
+    assert set(seen) == {channels}
+    assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(TABLE) if "resnet18" in name and "_presence/" in name])
+def test_a_presence_experiment_trains_and_follows_its_metric(name: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_dataset / "datalist.json").read_text())
+    organ = name.partition("_")[0]
+    (tiny_dataset / f"{organ}.json").write_text(json.dumps({**content, "mask_values": {"1": organ}}))
+    options = {
+        "dataset_dir": str(tiny_dataset), "datalist": f"{organ}.json", "device": "cpu", "batch_size": 2, "epochs": 1,
+        "num_workers": 0, "ckpt_dir": str(tmp_path), "spacing": [4.0, 4.0], "patch": [32, 32], "monitor": "val_recall",
+        "slices_per_case": 2,
+    }  # fmt: skip
+    files = [str(train_of(name)), str(EXPERIMENTS / f"{name}.yaml")]
+    run = ConfigWorkflow(files, workflow_type="train", logging_file=False, **options)
+    run.run()
+    assert (tmp_path / "model.pt").is_file()
+    evaluator = run.parser.get_parsed_content("validate::evaluator")
+    assert set(evaluator.state.metrics) == {"val_f1", "val_recall", "val_precision", "val_accuracy"}
+    (monitor,) = [step for step in run.parser.get_parsed_content("train::handlers") if isinstance(step, Monitor)]
+    assert monitor.metric == "val_recall"
 
 
 def test_the_switches_reach_their_places(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers_phantoms import f_phantom, oblique_affine, write_nifti
 from monai.bundle import ConfigParser
-from monai.data import CacheDataset, Dataset, MetaTensor
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, ConcatItemsd, Lambdad, RandSpatialCropd, ToNumpyd
 from PIL import Image
 
@@ -169,6 +169,23 @@ def test_the_augmentation_never_writes_into_the_cache(root: Path, tmp_path: Path
     crop = [RandSpatialCropd("image", [4, 4, 1], random_size=False), Lambdad("image", spoil)]
     cached = SliceCacheDataset(cases[:1], Compose([LoadVolumed("image"), *crop]), tmp_path / "cache")
     assert {float(cached[0]["image"].as_tensor().max()) for _ in range(3)} <= {-895.0, 95.0}
+
+
+@pytest.mark.parametrize("kind", ["slicewise", "volume"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_slices_and_volumes_share_a_batch(
+    root: Path, tmp_path: Path, cases: list[dict[str, Any]], kind: str, in_memory: bool
+) -> None:
+    """Slices say their spacing and other mask_values than volumes: one batch holds both all the same."""
+    names = {"slicewise": ("liver", "liver"), "volume": ("block", "bar")}[kind]
+    cases[0]["mask_values"], cases[2]["mask_values"] = {"1": names[0], "2": names[1]}, {"255": names[0]}
+    cases[1]["mask_values"], cases[3]["mask_values"] = {"2": names[0]}, {"255": names[0]}
+    cases[3]["presence"] = {names[0]: 1}
+    dataset = cached_dataset(cases, parts(root, kind)["train"], None if in_memory else str(tmp_path / "cache"))
+    (batch,) = DataLoader(dataset, batch_size=4, num_workers=0)
+    assert set(batch) == {"image", "label"}
+    assert batch["image"].shape == batch["label"].shape
+    assert tuple(batch["image"].shape) == ((4, 1, 32, 32) if kind == "slicewise" else (8, 1, 24, 24, 8))
 
 
 def made(folder: Path) -> dict[str, int]:

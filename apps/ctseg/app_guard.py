@@ -30,7 +30,7 @@ COOKIE = "ctseg_token"
 _IN_PATH = re.compile(r"/t/([^/]+)(/.*)?")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _LARGEST_JSON = 16 << 20
-_HEAVY = re.compile(r"/(infer|batch|predict|scoring)(/.*)?")
+_HEAVY = re.compile(r"/(infer|batch|predict|surfaces|scoring)(/.*)?")
 # Waiting for the network costs a thread each, of 40 that answer everything; those above wait without one.
 _AT_ONCE = 16
 

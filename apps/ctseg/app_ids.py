@@ -31,7 +31,7 @@ def checked_tag(tag: Any) -> str:
         HTTPException: 400 when it is no plain name: it becomes a folder below the studies.
     """
     text = str(getattr(tag, "value", tag))
-    if not is_name(text):
+    if not is_name(text) or "%" in text:
         raise refused(400, f"{text[:200]!r} is no label tag: expected a plain name without slashes, such as final")
     return text
 

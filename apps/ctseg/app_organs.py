@@ -19,6 +19,7 @@ from app_results import wanted_dtype, wanted_extension, write_result
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list
 
+from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, ConfigError, CtsegError
 from ctseg.organchoice import Selection, choose_organs, combined_bundle, ordered_members
 from ctseg.registry import BundleInfo, find_bundles
@@ -72,7 +73,10 @@ class Networks:
         """
         from ctseg.api import predict_selection
 
-        selection.check_ready()
+        try:
+            selection.check_ready()
+        except BundleError as error:  # where the folders lie is no client's business
+            raise BundleError(str(error).replace(str(self._root), "bundles")) from error
         with self._lock:
             return predict_selection(image, selection, self._on(device))
 
@@ -193,7 +197,8 @@ class OrgansTask(InferTask):
 
     def _usual(self, bundles: Mapping[str, BundleInfo]) -> list[str]:
         """The organs of the model whose bundles can run now, in order of priority."""
-        return ordered_members({name: info for name, info in bundles.items() if info.ready}, self.name)
+        usable = {name: info for name, info in bundles.items() if info.ready and not dependency_problem(info)}
+        return ordered_members(usable, self.name)
 
     @staticmethod
     def _options(organs: Sequence[str]) -> list[str]:

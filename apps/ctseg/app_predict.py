@@ -43,7 +43,7 @@ CONTENT_TYPES = {
     ".zip": "application/zip",
 }
 OUTPUTS = ("nifti", *MESH_KINDS)
-_LIST = 'a JSON list of organs in order of priority, such as ["spleen"]'
+_LIST = 'a JSON list of organs in order of priority, such as ["name of an organ"]'
 _MOST_LABELS = 255
 
 
@@ -88,7 +88,7 @@ def predict_routes(app: Any, networks: Networks) -> list[APIRoute]:
     ) -> Response:
         """Make surfaces of an uploaded label map, or of a label of the studies (`image` and `tag`)."""
         wanted, most = _wanted_output(output, MESH_KINDS), _wanted_faces(faces)
-        told = json_field(form, "labels", 'a JSON object of names and values, such as {"spleen": 1}')
+        told = json_field(form, "labels", 'a JSON object of names and values, such as {"name of an organ": 1}')
         with stored_file(form) as upload:
             path, saved = _mask(app, upload, image, tag)
             name = image or "the uploaded mask"

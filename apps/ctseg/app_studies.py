@@ -91,7 +91,7 @@ class StudiesFolder(SafeIndex):
         with _upload_removed_on_refusal(image_filename):
             file, extension = Path(image_filename), _extension(image_filename, _IMAGE_EXTENSIONS)
             new_id = image_id or file.name[: -len(extension)]
-            if not is_name(new_id):
+            if not is_name(new_id) or "%" in new_id:  # somebody may decode it once more
                 raise refused(400, f"{new_id[:200]!r} is no image id: expected a plain name without slashes")
             with _refused_with({str(file): "the uploaded image"}):
                 grid_of(file)
@@ -172,7 +172,7 @@ class StudiesFolder(SafeIndex):
         if label is None or path is None or not path.is_file() or not lies_in(path, self.folder):
             return
         sha = file_sha256(path)
-        if all(version.sha256 != sha for version in self._versions.of(tag, case)):
+        if sha != label.info.get("sha256") and all(version.sha256 != sha for version in self._versions.of(tag, case)):
             self._versions.keep(tag, case, path, label.ext, dict(label.info))
 
     def _make_current(self, version: Version) -> None:

@@ -54,6 +54,11 @@ class Plan:
     start: Path | None
     versions: Versions
 
+    @property
+    def metric(self) -> str:
+        """What networks are compared by: the key metric of the bundle's kind."""
+        return "F1" if self.bundle.classifies else "Dice"
+
     def signature(self) -> dict[str, Any]:
         """What must be the same for a killed training to go on: the bundle, the cases, the start and the options."""
         return {
@@ -102,7 +107,7 @@ def run_plan(plan: Plan) -> dict[str, Any]:
     weights = run / WEIGHTS
     if not weights.is_file() or progress.best is None:
         raise TrainingFailed(
-            f"the training of {plan.bundle.name} ended without a network: no validation gave a Dice in "
+            f"the training of {plan.bundle.name} ended without a network: no validation gave a value in "
             f"{plan.options.max_epochs} epochs; look at the labels of the validation cases "
             f"({', '.join(plan.data.cases['validation'])})"
         )
@@ -124,10 +129,11 @@ def _publish(plan: Plan, run: Path, weights: Path) -> tuple[Path, Version]:
         run / plan.bundle.name,
         version=f"{plan.bundle.version}+{run.name}",
         change=f"trained on {len(cases['train'])} studies annotated in a viewer, from {begun}",
-        evidence=f"validation Dice {'unknown' if after is None else f'{after:.3f}'} on {len(cases['validation'])} "
-        "case(s) that chose the epoch; not measured on test cases",
+        evidence=f"validation {plan.metric} {'unknown' if after is None else f'{after:.3f}'} on "
+        f"{len(cases['validation'])} case(s) that chose the epoch; not measured on test cases",
     )
-    version = plan.versions.add(made, after, before, len(cases["validation"]), plan.options.tolerance)
+    count = len(cases["validation"])
+    version = plan.versions.add(made, after, before, count, plan.options.tolerance, plan.metric)
     logger.info("%s %s: %s", plan.bundle.name, version.version, version.verdict)
     return made.path, version
 
@@ -173,6 +179,7 @@ def _run_config(plan: Plan, run: Path, progress: Progress, resumed: bool) -> Non
             datalist=DATALIST,
             ckpt_dir=str(run),
             cache_dir=str(plan.data.folder / "prepared"),  # for all runs: a study is prepared anew when it changes
+            organs_from="either",  # viewers draw one organ; the others come from their own bundles
             device=options.device,
             pretrained=str(plan.start) if plan.start else None,
             resume=resumed,

@@ -14,26 +14,21 @@ from app_http import private_folder, refused
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 
-LARGEST_UPLOAD = 4 * 1024**3  # bytes of a whole request; a CT of 512 x 512 x 2000 has 1 GiB
 ENDINGS = (".nii.gz", ".nii")
 
 
 async def multipart(request: Request) -> AsyncIterator[FormData]:
     """Give a request's form, and take its temporary files away afterwards.
 
-    Read by hand and not as parameters, so that what is wrong is answered with one sentence.
+    Read by hand and not as parameters, so that what is wrong is answered with one sentence. How long a body may be is
+    the guard's to check, for all requests alike (`app_guard`).
 
     Raises:
-        HTTPException: 411 or 413 for a body without length or a too long one, 400 for one that is no multipart.
+        HTTPException: 400 for one that is no multipart.
     """
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
         raise refused(400, f"the request is {kind.partition(';')[0] or 'empty'}: expected multipart/form-data")
-    length = request.headers.get("content-length", "")
-    if not length.isdecimal():
-        raise refused(411, "the request does not say how long it is: send a Content-Length")
-    if int(length) > LARGEST_UPLOAD:
-        raise refused(413, f"the request has {length} bytes, at most {LARGEST_UPLOAD} are taken: crop the image")
     async with request.form(max_files=1, max_fields=20) as form:
         yield form
 

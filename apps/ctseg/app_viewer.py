@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from app_http import refused
-from app_viewer_pacs import Pacs
+from app_viewer_proxy import StudiesProxy
 from app_viewer_run import Asked, run_model
 from app_viewer_segs import SegFrames
 from app_viewer_stow import store_label
@@ -41,10 +40,11 @@ def viewer_routes(app: Any) -> list[APIRoute]:
 
     user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
     fetched = Path(str(app.conf.get("viewer") or "").strip() or _FETCHED).resolve()
-    pacs = _pacs_of(str(app.studies))
+    studies = str(app.studies)
+    pacs = StudiesProxy(studies) if studies.startswith(("http://", "https://")) else None
     frames = SegFrames()
 
-    def asked_pacs() -> Pacs:
+    def asked_pacs() -> StudiesProxy:
         if pacs is None:
             raise refused(
                 409,
@@ -84,18 +84,6 @@ def viewer_routes(app: Any) -> list[APIRoute]:
     ]
 
 
-def _pacs_of(studies: str) -> Pacs | None:
-    if not studies.startswith(("http://", "https://")):
-        return None
-    name, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    prefixes = {
-        "qido": settings.MONAI_LABEL_QIDO_PREFIX,
-        "wado": settings.MONAI_LABEL_WADO_PREFIX,
-        "stow": settings.MONAI_LABEL_STOW_PREFIX,
-    }
-    return Pacs(studies, (name, password) if name and password else None, prefixes)
-
-
 def _page(path: str, fetched: Path) -> Response:
     index = fetched / "index.html"
     if not index.is_file():
@@ -123,7 +111,7 @@ async def _body_of(request: Request) -> bytes:
     return bytes(body)
 
 
-def _passed_on(pacs: Pacs, frames: SegFrames, path: str, request: Request) -> Response:
+def _passed_on(pacs: StudiesProxy, frames: SegFrames, path: str, request: Request) -> Response:
     unpacked = frames.answer(pacs, path)
     if unpacked is not None:
         return unpacked
@@ -133,10 +121,5 @@ def _passed_on(pacs: Pacs, frames: SegFrames, path: str, request: Request) -> Re
     if "json" in kind:
         # Addresses inside are the studies' server's own, which the page neither reaches nor should know.
         own = str(request.url).split("/dicom-web/", 1)[0] + "/dicom-web"
-        content = content.replace(_origin(pacs.address).encode(), own.encode())
+        content = content.replace(pacs.address.encode(), own.encode())
     return Response(content, answer.status_code, media_type=kind, headers={"Cache-Control": "no-store"})
-
-
-def _origin(address: str) -> str:
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc}{parts.path}"

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 from app_http import private_folder, refused, sentence_for
-from app_studies import locate_image, remove_upload
-from app_viewer_pacs import Pacs
+from app_studies import remove_upload
+from app_viewer_proxy import StudiesProxy
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from ctseg.dicomseg import Algorithm, write_seg
 from ctseg.errors import CtsegError
-from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
 
@@ -35,7 +34,7 @@ class Asked(BaseModel):
     device: str = ""
 
 
-def run_model(app: Any, pacs: Pacs, asked: Asked) -> dict[str, Any]:
+def run_model(app: Any, pacs: StudiesProxy, asked: Asked) -> dict[str, Any]:
     """Segment a series and store its mask.
 
     Returns:
@@ -45,7 +44,7 @@ def run_model(app: Any, pacs: Pacs, asked: Asked) -> dict[str, Any]:
         HTTPException: 4xx with one sentence for what the caller can mend, 502 and 504 when the studies' server fails.
     """
     study = pacs.study_of(asked.series)
-    volume = series_volume(app, asked.series)
+    volume = app.datastore().volume(asked.series)
     result = app.infer(
         {"model": asked.model, "image": asked.series, "device": asked.device, "result_extension": ".nii"}
     )
@@ -61,20 +60,6 @@ def run_model(app: Any, pacs: Pacs, asked: Asked) -> dict[str, Any]:
     series = store(pacs, label_map, volume, entries, algorithm, description)
     said = {key: params[key] for key in _SAID if key in params}
     return {"study": study, "series": series, "model": asked.model, "version": version, **said}
-
-
-def series_volume(app: Any, series: str) -> Volume:
-    """Read a series from MONAI Label's copy of it, which is fetched when it is not there yet.
-
-    Raises:
-        HTTPException: 404 when there is no such series, 4xx when it is no CT that can be used.
-    """
-    datastore = app.datastore()
-    path, _ = locate_image(series, datastore, [])
-    # The stock store answers with a NIfTI that it made of the series; the series lies in a folder of its name.
-    folder = path if path.is_dir() else Path(datastore._datastore.image_path()) / series
-    with said(folder, "the series"):
-        return read_volume(folder)
 
 
 @contextmanager
@@ -93,7 +78,7 @@ def entries_of(labels: Mapping[str, int], bundles: Sequence[BundleInfo] | Any) -
 
 
 def store(
-    pacs: Pacs,
+    pacs: StudiesProxy,
     label_map: NDArray[np.uint8],
     volume: Volume,
     entries: Sequence[Mapping[str, Any]],

@@ -14,7 +14,7 @@ from threading import Lock
 import numpy as np
 from app_http import refused
 from app_viewer_multipart import joined, parts_of
-from app_viewer_pacs import Pacs
+from app_viewer_proxy import StudiesProxy
 from fastapi.responses import Response
 
 from ctseg.segmentframes import frames_of
@@ -32,7 +32,7 @@ class SegFrames:
         self._kept: OrderedDict[str, list[bytes] | None] = OrderedDict()
         self._lock = Lock()
 
-    def answer(self, pacs: Pacs, path: str) -> Response | None:
+    def answer(self, pacs: StudiesProxy, path: str) -> Response | None:
         """Return the frames asked for, each beginning with a byte; None when the path means something else."""
         asked = _FRAMES.fullmatch(path)
         if asked is None or pacs.modality(asked["study"], asked["series"]) != "SEG":
@@ -46,7 +46,7 @@ class SegFrames:
         body, kind = joined([frames[number - 1] for number in numbers], "application/octet-stream")
         return Response(body, media_type=kind, headers={"Cache-Control": "no-store"})
 
-    def _frames(self, pacs: Pacs, instance: str, sop: str) -> list[bytes] | None:
+    def _frames(self, pacs: StudiesProxy, instance: str, sop: str) -> list[bytes] | None:
         with self._lock:  # held while fetching: the viewer's other fifteen requests want the same instance
             if sop not in self._kept:
                 self._kept[sop] = _fetched(pacs, instance)
@@ -55,7 +55,7 @@ class SegFrames:
             return self._kept[sop]
 
 
-def _fetched(pacs: Pacs, instance: str) -> list[bytes] | None:
+def _fetched(pacs: StudiesProxy, instance: str) -> list[bytes] | None:
     import pydicom
 
     answer = pacs.get(instance, accept='multipart/related; type="application/dicom"; transfer-syntax=*')

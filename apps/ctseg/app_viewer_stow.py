@@ -8,17 +8,16 @@ own, with the codes, names and colours of the bundles.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from typing import Any
 
+from app_dicom_labels import known_entries
 from app_http import refused
 from app_viewer_multipart import parts_of
-from app_viewer_pacs import Pacs
-from app_viewer_run import entries_of, said, series_volume, store
+from app_viewer_proxy import StudiesProxy
+from app_viewer_run import said, store
 from fastapi.responses import JSONResponse
 
 from ctseg.dicomseg import Algorithm
-from ctseg.registry import BundleInfo
 from ctseg.segmentreading import label_map_of
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -26,7 +25,7 @@ _TYPE, _TISSUE = "SegmentedPropertyTypeCodeSequence", "T-D0050"
 _WHAT = "the label"
 
 
-def store_label(pacs: Pacs, app: Any, kind: str, body: bytes, study: str = "") -> JSONResponse:
+def store_label(pacs: StudiesProxy, app: Any, kind: str, body: bytes, study: str = "") -> JSONResponse:
     """Take a STOW-RS request with one DICOM SEG (PS3.18, 10.5).
 
     Args:
@@ -50,7 +49,7 @@ def store_label(pacs: Pacs, app: Any, kind: str, body: bytes, study: str = "") -
     own_study = pacs.study_of(series)
     if study not in ("", own_study):
         raise refused(409, "the label belongs to another study than the one it was stored in; open its own study")
-    volume = series_volume(app, series)
+    volume = app.datastore().volume(series)
     entries = known_entries(app.bundles().values())
     with said(volume.source, "the series"):
         label_map, _ = label_map_of(dataset, volume, entries, _WHAT)
@@ -61,13 +60,6 @@ def store_label(pacs: Pacs, app: Any, kind: str, body: bytes, study: str = "") -
     stored = store(pacs, label_map, volume, drawn, _algorithm(dataset), description)
     app.label_stored(series, stored)
     return JSONResponse(_answer(stored), media_type="application/dicom+json")
-
-
-def known_entries(bundles: Iterable[BundleInfo]) -> list[dict[str, Any]]:
-    """Return every organ of every bundle once, by name, with values of its own."""
-    bundles = list(bundles)
-    names = dict.fromkeys(str(entry["name"]) for bundle in bundles for entry in bundle.label_entries)
-    return entries_of({name: value for value, name in enumerate(names, start=1)}, bundles)
 
 
 def _read(content: bytes) -> Any:

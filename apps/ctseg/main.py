@@ -8,6 +8,7 @@ beside it is imported here at the top.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -17,7 +18,11 @@ from typing import Any
 from app_access import listen_safely, live_config, read_access
 from app_audit import Audit
 from app_choice import choose_bundles, offers, stop_start
-from app_http import harden, private_folder, refused, sentence_for
+from app_classify import ClassificationTask
+from app_dicom import SeriesOnServer, open_studies_server
+from app_dicom_infer import use_our_dicom_seg
+from app_dicom_labels import known_entries
+from app_http import harden, private_folder, refused, sentence_for, starts_a_server
 from app_infer import SegmentationTask
 from app_organs import Networks, organ_tasks
 from app_predict import predict_routes
@@ -64,7 +69,7 @@ class CtsegApp(MONAILabelApp):
         try:
             self._bundles = choose_bundles(conf)
             access = read_access(conf)
-            if "monailabel.app" in sys.modules and not in_helper_process():
+            if starts_a_server():
                 listen_safely(live_config(), sys.argv[1:], access.users)
         except CtsegError as error:
             stop_start(str(error))
@@ -80,8 +85,11 @@ class CtsegApp(MONAILabelApp):
             description="Organ segmentation with MONAI bundles",
             version=__version__,
         )
+        if local and in_helper_process():  # the server's own files are private, what a training makes is the folder's
+            os.umask(0o777 & ~Path(studies).stat().st_mode)
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
+        use_our_dicom_seg(self, known_entries(self._bundles.values()))
         harden(self._routes, access, self._audit)
 
     def _routes(self) -> list[APIRoute]:
@@ -97,7 +105,7 @@ class CtsegApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            return open_studies_server(self.studies, str(self.conf.get("data") or ""), list(self._bundles.values()))
         try:
             return StudiesFolder(
                 self.studies,
@@ -129,7 +137,9 @@ class CtsegApp(MONAILabelApp):
         lock = threading.Lock()
         self._networks = Networks(self._bundles, lock, self._in_use)
         tasks: dict[str, InferTask] = {
-            name: SegmentationTask(info, self._private, lock, self._networks.load, self._in_use)
+            name: ClassificationTask(info, self._private, lock, in_use=self._in_use)
+            if info.classifies
+            else SegmentationTask(info, self._private, lock, self._networks.load, self._in_use)
             for name, info in self._bundles.items()
         }
         several = organ_tasks(self._bundles, self._networks, self._private)
@@ -142,8 +152,11 @@ class CtsegApp(MONAILabelApp):
         return {info.name: TrainingTask(info, data / info.name if data else None) for info in trainable}
 
     def _data_folder(self) -> Path | None:
-        """The folder of the trainings, beside the studies; None when these are on a server."""
-        return Path(self.studies).resolve() / FOLDER if isinstance(self._datastore, StudiesFolder) else None
+        """The folder of the trainings: beside the studies, or where those of a server are kept here."""
+        store = self._datastore
+        if isinstance(store, SeriesOnServer):
+            return store.folder / FOLDER
+        return Path(self.studies).resolve() / FOLDER if isinstance(store, StudiesFolder) else None
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which case is offered next."""
@@ -167,7 +180,8 @@ class CtsegApp(MONAILabelApp):
             datastore: where to look; None takes the app's own.
 
         Returns:
-            `file` (the mask, in the private folder; MONAI Label deletes it once sent), `label`, `tag`, `params`.
+            `file` (the mask, in the private folder; MONAI Label deletes it once sent), `label`, `tag`, `params`. A
+            classifier's answer is all in `params`: `file` and `label` are None, and nothing is saved as a label.
 
         Raises:
             HTTPException: 4xx with one sentence for anything the caller can mend.
@@ -185,7 +199,7 @@ class CtsegApp(MONAILabelApp):
                 raise
             raise refused(*sentence_for(error, path, image_id or "the uploaded image")) from error
         label = file
-        if image_id and str(request.get("save_label", False)).lower() in ("true", "1", "yes"):
+        if file and image_id and str(request.get("save_label", False)).lower() in ("true", "1", "yes"):
             label = store.save_label(image_id, file, tag, {"model": request["model"], "params": params})
             self._audit.record("prediction kept as label", case=image_id, tag=tag, model=request["model"])
         return {"label": label, "tag": tag, "file": file, "params": params}

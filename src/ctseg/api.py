@@ -216,10 +216,17 @@ def predict_selection(
         predictors.segmenter(bundle)
     load = time.perf_counter() - started
     study = Study(source, predictors, modality=selection.bundle.modality)
+    told: set[str] = set()
+
+    def tell(stage: str) -> None:
+        if progress is not None and not (stage == "read" and stage in told):  # several bundles share one reading
+            progress(stage)
+        told.add(stage)
+
     if selection.choices:
-        found = predict_organs(selection.choices, lambda bundle: study.prediction(bundle, progress))
+        found = predict_organs(selection.choices, lambda bundle: study.prediction(bundle, tell))
     else:
-        found = study.prediction(selection.bundle, progress)
+        found = study.prediction(selection.bundle, tell)
     return dataclasses.replace(found, seconds={"load": load, **found.seconds})
 
 

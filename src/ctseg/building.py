@@ -43,7 +43,7 @@ def build_bundle(task_file: Path, base_dir: Path) -> dict[str, str]:
     task = load_yaml(task_file)
     _require(task, ("bundle", "base", "labels"), task_file)
     shared, kind = load_yaml(base_dir / "shared.yaml"), load_yaml(base_dir / f"{task['base']}.yaml")
-    values = {**kind, **task, **_derived(task)}
+    values = {**kind, **task, **_derived(task, kind)}
     _require(values, ("network",), task_file)
     configs = {name: render(_wiring(name, shared, kind), values) for name in kind.get("configs", CONFIGS)}
     configs["metadata"] = metadata_of(values, task_file.stem)
@@ -170,11 +170,15 @@ def _value(name: str, values: Mapping[str, Any]) -> Any:
     return values[name]
 
 
-def _derived(task: Mapping[str, Any]) -> dict[str, Any]:
+def _derived(task: Mapping[str, Any], kind: Mapping[str, Any]) -> dict[str, Any]:
     labels = task["labels"]
     return {
         "label_names": [label["name"] for label in labels],
         "label_codes": [label["code"] for label in labels],
+        "codes_by_name": {label["name"]: label["code"] for label in labels},
         "class_indices": list(range(1, len(labels) + 1)),
         "channels": 1 if len(labels) == 1 else len(labels) + 1,
+        # A label's own clean-up and threshold are laid over those of its kind.
+        "thresholds": {label["name"]: label.get("threshold") for label in labels},
+        "clean_up": {label["name"]: {**kind.get("clean_up", {}), **label.get("clean_up", {})} for label in labels},
     }

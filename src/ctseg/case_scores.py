@@ -12,8 +12,11 @@ from ignite import distributed as idist
 from ignite.metrics import Metric
 
 from ctseg.cases import case_name
+from ctseg.comparison import compare, read_baseline
+from ctseg.errors import OutputError
 from ctseg.evaluation import build_results, score_maps
 from ctseg.evaluation_types import Evaluation, Settings, SliceRow
+from ctseg.sentences import said_plainly
 
 
 def _pairs(output: Any) -> Any:
@@ -29,6 +32,7 @@ class CaseScores(Metric):
     Args:
         labels: label names; class i+1 is labels[i].
         save_to: folder of the report; None writes nothing.
+        baseline: `evaluation.json` of an earlier run to compare with; None for none.
         beta: of F-beta.
         tolerance_mm: of NSD.
         output_transform: of Ignite; must give pairs of class maps (1, I, J, K) whose reference is a `MetaTensor` with
@@ -36,19 +40,26 @@ class CaseScores(Metric):
 
     Raises:
         ConfigError: for a setting that cannot work.
+        InputError: when the baseline cannot be read.
+        OutputError: when the report would replace its baseline.
     """
 
+    @said_plainly
     def __init__(
         self,
         labels: Sequence[str],
         save_to: str | Path | None = None,
         beta: float = 1.0,
         tolerance_mm: float = 3.0,
+        baseline: str | Path | None = None,
         output_transform: Callable[[Any], Any] = _pairs,
         device: str | torch.device = "cpu",
     ) -> None:
         self.settings = Settings({name: (i, i) for i, name in enumerate(labels, start=1)}, beta, tolerance_mm)
         self.save_to = Path(save_to) if save_to else None
+        self.baseline = read_baseline(baseline) if baseline else None
+        if self.save_to and baseline and (self.save_to / "evaluation.json").resolve() == Path(baseline).resolve():
+            raise OutputError(f"The baseline {baseline} would be replaced by this run: name another report_dir.")
         super().__init__(output_transform=output_transform, device=device, skip_unrolling=True)
 
     def reset(self) -> None:
@@ -76,6 +87,8 @@ class CaseScores(Metric):
             return float("nan")
         cases = [row for row, _ in scored]
         results = build_results(cases, {}, [], self.settings, own_patients=True)
+        if self.baseline is not None:
+            results["comparison"] = compare(results, self.baseline, self.settings.resamples, self.settings.seed)
         if self.save_to is not None and idist.get_rank() == 0:
             from ctseg.evaluation_report import write_evaluation
 

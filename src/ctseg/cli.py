@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from ctseg import (
@@ -18,42 +16,26 @@ from ctseg import (
     evaluation_command,
     experiment_command,
     importing,
-    labelcodes,
     preparecommand,
+    segmentcommand,
+    serving,
+    simulation_command,
     users,
 )
 from ctseg.dependencies import dependency_problem
-from ctseg.errors import BundleError, CtsegError, InputError
-from ctseg.meshes import FACES, faces_wanted
-from ctseg.organchoice import default_task, select
-from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
+from ctseg.errors import BundleError, CtsegError
 from ctseg.registry import BundleInfo, bundles_root, find_bundles
+from ctseg.segmentcommand import say
 
 _EXAMPLES = """examples:
   ctseg segment ct.nii.gz -o out              mask, mesh, preview and report into the folder out
   ctseg segment dicom_folder -o out --output nifti,json
-  ctseg segment ct.nii.gz -o out --organs gallbladder,liver    several organs, the first has priority
+  ctseg segment ct.nii.gz -o out --organs ORGAN,ORGAN    several organs, the first wins a shared voxel
   ctseg segment study.zip -o out --device cuda:1
   ctseg tasks                                 what there is to segment, and how well it is known to work
 
 Research use only: not a medical device, not for diagnosis."""
 
-_OF_SEGMENT = """what is written into OUT:
-  mask.nii.gz    label map on exactly the input's grid (nifti)
-  segmentation.dcm
-                 DICOM SEG on the slices of a DICOM input, with SNOMED CT codes (seg)
-  <organ>.stl    surface in mm, LPS, as 3D Slicer takes it (stl)
-  <organ>.obj    the same as Wavefront OBJ (obj)
-  <organ>.glb    the same in colour, life-size and upright for augmented reality: metres, +Y up (glb);
-                 organs.glb holds all organs of a bundle that has several
-  preview.png    axial, coronal, sagittal with the contour and the volume in ml (png)
-  report.json    volumes, versions, seconds, sha256 of the files (json)
-
-examples:
-  ctseg segment ct.nii.gz -o out
-  ctseg segment dicom_folder -o out --output nifti,json
-  ctseg segment ct.nii.gz -o out --output glb --faces 50000
-  ctseg segment ct.nrrd -o out --task path/to/my/bundle"""
 
 _MORE_COMMANDS = (
     evaluation_command,
@@ -62,37 +44,11 @@ _MORE_COMMANDS = (
     experiment_command,
     curves,
     calibrating,
+    simulation_command,
+    serving,
     users,
     doctor,
 )
-
-_STAGES = {
-    "read": "reading the image",
-    "preprocess": "preparing it for the network",
-    "network": "finding the organs",
-    "postprocess": "bringing the mask to the image's own grid",
-}
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected auto, cpu, cuda or cuda:0, cuda:1, ...")
-    return text
-
-
-def _kinds(text: str) -> tuple[str, ...]:
-    asked = [kind.strip() for kind in text.split(",") if kind.strip()]
-    if not asked or (unknown := sorted(set(asked) - set(KINDS))):
-        what = f"{', '.join(unknown)} is no kind of output" if asked else "no kind of output is named"
-        raise argparse.ArgumentTypeError(f"{what}; expected one or more of {','.join(KINDS)}")
-    return tuple(kind for kind in KINDS if kind in asked)
-
-
-def _organs(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise argparse.ArgumentTypeError("no organ is named; ctseg tasks lists them under labels")
-    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,60 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ctseg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    bundles = find_bundles()
-    default = default_task(bundles)
-    segment = commands.add_parser(
-        "segment", help="segment an image", description="Segment an image.", epilog=_OF_SEGMENT, formatter_class=plain
-    )
-    segment.add_argument(
-        "input", type=Path, metavar="INPUT", help="NIfTI, NRRD, MetaImage, a DICOM folder, or a zip of one"
-    )
-    segment.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
-    segment.add_argument(
-        "--task",
-        metavar="NAME",
-        help=f"which bundle: {', '.join(bundles) or 'none found'}, or the path of one of your own"
-        + (f" (default: {default})" if default else ""),
-    )
-    segment.add_argument(
-        "--organs",
-        type=_organs,
-        metavar="NAMES",
-        help="labels with commas between, each by the bundle that segments it (--task decides where several do); a "
-        "voxel that two claim belongs to the one named first",
-    )
-    segment.add_argument(
-        "--device",
-        type=_device,
-        default="auto",
-        help="auto, cpu, cuda or cuda:N (default: auto, a GPU when it is there)",
-    )
-    segment.add_argument(
-        "--output",
-        type=_kinds,
-        default=USUAL_KINDS,
-        metavar="KINDS",
-        help=f"any of {','.join(KINDS)}, with commas between (default: {','.join(USUAL_KINDS)})",
-    )
-    segment.add_argument(
-        "--faces",
-        type=faces_wanted,
-        default=FACES,
-        metavar="N",
-        help=f"at most so many faces for each organ's surface; 0 keeps all (default: {FACES})",
-    )
-    segment.add_argument(
-        "--codes",
-        default=labelcodes.OWN,
-        metavar="SET",
-        help=f"the organs' values in the mask: {', '.join(labelcodes.presets())}, or a JSON file of names and values "
-        f"(default: {labelcodes.OWN}, the bundle's own)",
-    )
-    segment.add_argument(
-        "--overwrite", action="store_true", help="replace files in OUT even when they are not from an earlier run"
-    )
-    segment.set_defaults(run=_segment)
-
+    segmentcommand.add_command(commands)
     tasks = commands.add_parser(
         "tasks",
         help="list the bundles",
@@ -167,68 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     for module in _MORE_COMMANDS:
         module.add_command(commands)
     return parser
-
-
-def _say(text: str) -> None:
-    print(f"ctseg: {text}", file=sys.stderr, flush=True)
-
-
-def _segment(arguments: argparse.Namespace) -> None:
-    source: Path = arguments.input
-    out: Path = arguments.out
-    selection = select(arguments.organs, arguments.task)
-    if not source.exists():
-        raise InputError(f"there is no file or folder {source}; name a NIfTI, NRRD, MetaImage, DICOM folder or zip")
-    labelcodes.codes_for(selection.labels, arguments.codes)
-    selection.check_ready()
-    check_folder(out, source, file_names(arguments.output, selection.labels), overwrite=arguments.overwrite)
-
-    _say(f"loading {', '.join(f'{info.name} {info.version}' for info in selection.bundles)}")
-    from ctseg.api import segment_volume  # brings torch and MONAI: seconds, so after every cheap refusal
-
-    prediction = segment_volume(
-        source,
-        organs=arguments.organs,
-        task=arguments.task,
-        codes=arguments.codes,
-        device=arguments.device,
-        progress=lambda stage: _say(_STAGES.get(stage, stage)),
-    ).prediction
-    _say(f"writing {', '.join(arguments.output)}")
-    files, report = write_outputs(prediction, out, arguments.output, faces=arguments.faces)
-    print(_summary(report, out, files))
-
-
-def _summary(report: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
-    """The small table at the end of a run."""
-    organs, seconds = report["organs"], report["seconds"]
-    names = [str(organ["name"]) for organ in organs]
-    volumes = [f"{organ['volume_ml']:.1f} ml" if organ["found"] else "not found" for organ in organs]
-    stages = [(stage, f"{value:.1f} s") for stage, value in seconds.items()]
-    left = max(map(len, ["organ", *names, *seconds]))
-    right = max(len(text) for text in ["volume", *volumes, *(text for _, text in stages)])
-    rows = [
-        ("organ", "volume"),
-        *zip(names, volumes, strict=True),
-        ("", ""),
-        ("stage", f"on {report['device']}"),
-        *stages,
-    ]
-    lines = ["", *(f"  {name:<{left}}  {text:>{right}}".rstrip() for name, text in rows), ""]
-    quality = (report.get("quality") or {}).get("organs", {})
-    for name, one in quality.items():
-        if one["dice"] is not None:
-            lines.append(f"note: {name}: estimated Dice {one['dice']:.2f} (plus or minus {one['error']:.2f})")
-    for organ in organs:
-        if organ["touches_edge"]:
-            edges = ", ".join(organ["edges_touched"])
-            lines.append(f"note: {organ['name']} reaches the edge of the scan ({edges}): its volume is a lower bound")
-    if slices := report["slices"]:
-        chosen = f", chosen by {slices['gate']}" if slices["gate"] else ""
-        lines.append(f"slices run: {slices['run']} of {slices['of']}{chosen}")
-    lines += [f"note: {note}" for note in report["notes"]]
-    lines += [f"{out}: {'  '.join(file.name for file in files)}", report["intended_use"]]
-    return "\n".join(lines)
 
 
 def _task_entry(info: BundleInfo) -> dict[str, Any]:
@@ -286,10 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
     except CtsegError as error:
-        _say(" ".join(str(error).split()))
+        say(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
+        say("interrupted; nothing was written")
         return 130
     return 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from ctseg.checks import check_memory
 from ctseg.dicomfiles import holds_its_pixels, is_ct_image, is_whole, looks_like_dicom
 from ctseg.dicomseries import Slice, choose_series, stack
 from ctseg.errors import InputError
+from ctseg.geometry import clean_affine
 from ctseg.sources import Loaded
+from ctseg.volume import Volume
 
 _INT16 = np.iinfo(np.int16)
 _UNREADABLE = "DICOM file without a readable image"
@@ -49,7 +51,48 @@ def read_dicom(path: Path, modality: str = "CT") -> Loaded:
     return _read_folder(path, str(path), modality)
 
 
+def read_dicom_grid(path: Path, modality: str = "CT") -> Volume:
+    """Read where a series lies without its pixels: everything of a volume but the voxels, which are all 0.
+
+    Args:
+        path: a folder or one DICOM file.
+        modality: as for `read_dicom`.
+
+    Raises:
+        InputError, GeometryError: as `read_dicom`, except for what only the pixels show.
+    """
+    ordered, affine, notes = _series_of(path, str(path), modality)
+    nothing = np.broadcast_to(np.int16(0), (ordered[0].columns, ordered[0].rows, len(ordered)))
+    return Volume(
+        array=nothing,
+        affine=clean_affine(affine),
+        source_affine=affine,
+        source=path,
+        format="dicom",
+        series_uid=ordered[0].series_uid,
+        notes=tuple(notes),
+        slices=tuple(ordered),
+    )
+
+
 def _read_folder(path: Path, what: str, modality: str) -> Loaded:
+    ordered, affine, notes = _series_of(path, what, modality)
+    if ordered[0].series_number:
+        what = f"{what} (series {ordered[0].series_number})"
+    check_memory((ordered[0].columns, ordered[0].rows, len(ordered)), what)
+    return Loaded(
+        array=_voxels(ordered, what),
+        affine=affine,
+        format="dicom",
+        series_uid=ordered[0].series_uid,
+        notes=tuple(notes),
+        eight_bit=all(image.bits <= 8 and not image.rescaled for image in ordered),
+        slices=tuple(ordered),
+    )
+
+
+def _series_of(path: Path, what: str, modality: str) -> tuple[list[Slice], NDArray[np.float64], list[str]]:
+    """Return the slices of the largest series in order, their affine, and the notes."""
     images, passed_over = scan(path, modality.upper())
     if passed_over[_DAMAGED] and modality.upper() == "CT":
         # Left out, the first or last slice of a series would be missed by nobody.
@@ -69,16 +112,7 @@ def _read_folder(path: Path, what: str, modality: str) -> Loaded:
     if series[0].series_number:
         what = f"{what} (series {series[0].series_number})"
     ordered, affine, words = stack(series, what)
-    check_memory((ordered[0].columns, ordered[0].rows, len(ordered)), what)
-    return Loaded(
-        array=_voxels(ordered, what),
-        affine=affine,
-        format="dicom",
-        series_uid=ordered[0].series_uid,
-        notes=(*notes, *words),
-        eight_bit=all(image.bits <= 8 and not image.rescaled for image in ordered),
-        slices=tuple(ordered),
-    )
+    return ordered, affine, [*notes, *words]
 
 
 def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
@@ -87,11 +121,7 @@ def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
     Returns:
         The images of the modality that have a place in space, and how many files were passed over for which reason.
     """
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    )
+    files = [path] if path.is_file() else sorted(Path(folder) / name for folder, names in _walk(path) for name in names)
     images: list[Slice] = []
     passed_over: Counter[str] = Counter()
     candidates = [file for file in files if _may_be_dicom(file)]
@@ -114,6 +144,13 @@ def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
         else:
             images.append(found)
     return images, passed_over
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Walk over a folder past its hidden ones: `ctseg serve` keeps copies of the series in one."""
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield folder, names
 
 
 def _may_be_dicom(file: Path) -> bool:

@@ -133,7 +133,12 @@ def _write(out: Path) -> None:
     print(f"{out}: {'  '.join(file.name for file in files)}")
 
 
-_SHOWN = {"ours_their_way": "their way", "ours_patient_iou": "IoU by patient", "ours_patient_dice": "Dice by patient"}
+_SHOWN = {
+    "ours_their_way": "their way",
+    "ours_patient_iou": "IoU by patient",
+    "ours_patient_dice": "Dice by patient",
+    "ours_patient_f1": "F1 by patient",
+}
 
 
 def _say(text: str) -> None:

@@ -23,6 +23,7 @@ from ctseg.registry import BundleInfo
 
 STATE, LOG, REPORT, MODEL = "run.json", "log.txt", "evaluation", "model.pt"
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
+_OURS = {"dataset_dir", "datalist", "ckpt_dir", "device", "epochs", "resume", "checkpoint", "split", "report_dir"}
 _LONGEST = 400  # characters of a reason
 _EPOCH = re.compile(r"Epoch\[(\d+)\] Metrics -- (.*train_loss: \S+.*)")
 _ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b.*")
@@ -62,9 +63,12 @@ def run_experiments(experiments: Sequence[Experiment], plan: Plan, say: Say) -> 
         The state of each, as it lies in its folder.
 
     Raises:
+        ConfigError: when the overrides change what the runner sets itself.
         InputError: when the datalist cannot be read.
         KeyboardInterrupt: after the running one was marked as interrupted.
     """
+    if taken := [place for place in plan.overrides if place in _OURS]:
+        raise ConfigError(f"--set cannot change {', '.join(taken)}, which the runner sets itself; use its options")
     read_cases(plan.data, plan.datalist)  # a missing datalist is nobody's experiment's fault
     states = []
     for number, experiment in enumerate(experiments, start=1):

@@ -24,6 +24,7 @@ COLUMNS = {
     "slices": "slices with the organ",
     "ours_patient_iou": "ours, IoU by patient",
     "ours_patient_dice": "ours, Dice by patient",
+    "ours_patient_f1": "ours, F1 by patient",
     "patients": "patients measured",
     "training_patients": "patients trained on",
     "split": "split",
@@ -41,7 +42,8 @@ NOTES = (
     "Their way, IoU: pooled over all pixels of all slices that have the organ, on the network's grid. Mistakes on "
     "slices without the organ do not count.",
     "Their way, presence: F1 over all slices at the threshold of the bundle; recall and precision beside it.",
-    "By patient: each patient's voxels over all slices, then the mean over patients. This is the figure to trust.",
+    "By patient: each patient's voxels (or slices) over all slices, then the mean over patients. This is the figure to "
+    "trust. A patient for whom it is not defined, without the organ in both, is left out.",
     "The epoch that is measured was chosen on the validation patients, so figures of the split validation flatter.",
 )
 
@@ -105,21 +107,23 @@ def _overlaps(report: Path) -> dict[str, Any]:
 
 
 def _presence(report: Path) -> dict[str, Any]:
-    labels: Mapping[str, Any] = _read(report / "presence.json").get("labels") or {}
-
-    def mean(name: str) -> float | None:
-        values = [entry[name] for entry in labels.values() if entry.get(name) is not None]
-        return sum(values) / len(values) if values else None
-
-    entries = list(labels.values())
+    content = _read(report / "presence.json")
+    entries: list[Mapping[str, Any]] = list((content.get("labels") or {}).values())
+    of_patients = [entry for patients in (content.get("patients") or {}).values() for entry in patients.values()]
     return {
         "metric": "f1",
-        "ours_their_way": mean("f1"),
-        "ours_recall": mean("recall"),
-        "ours_precision": mean("precision"),
+        "ours_their_way": _mean(entries, "f1"),
+        "ours_recall": _mean(entries, "recall"),
+        "ours_precision": _mean(entries, "precision"),
+        "ours_patient_f1": _mean(of_patients, "f1"),
         "slices": sum(int(entry["support"]) for entry in entries) if entries else None,
         "patients": max((int(entry["patients"]) for entry in entries), default=None),
     }
+
+
+def _mean(entries: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [entry[name] for entry in entries if entry.get(name) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _read(path: Path) -> dict[str, Any]:

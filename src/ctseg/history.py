@@ -104,7 +104,7 @@ def read_history(path: str | Path) -> History:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} holds no history of a training ({type(error).__name__}): expected a checkpoint_epoch=N.pt; "
-            "model.pt holds the weights only, and checkpoints of ctseg before 0.2 have none"
+            "model.pt holds the weights only, and older checkpoints have none"
         ) from error
     return history
 

@@ -51,7 +51,7 @@ def metadata_of(values: Mapping[str, Any], task: str) -> dict[str, Any]:
             "task": task,
             "kind": values["kind"],
             "modality": values["modality"],
-            "labels": [dict(label) for label in labels],
+            "labels": [{k: v for k, v in label.items() if k not in ("threshold", "clean_up")} for label in labels],
             "evidence": values["evidence"],
             "licence": dict(values["licence"]),
             "weights": dict(values["weights"]) if values["weights"] else None,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ctseg.classifiers import Classifier, CutEncoder, load_encoder
 from ctseg.errors import ConfigError
 from ctseg.sentences import look_up, options_of, said_plainly
 
@@ -31,24 +32,6 @@ class RepeatGrey(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the network's answer to an image (B, 1, H, W)."""
         return self.network(image.expand(-1, 3, -1, -1))
-
-
-class Classifier(nn.Module):
-    """A timm encoder, pooled to one vector an image, and a linear head: logits (B, classes).
-
-    Args:
-        encoder: a timm model without its classifier.
-        classes: logits; 1 says whether something is on the image.
-    """
-
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(int(encoder.head_hidden_size), classes)  # type: ignore[arg-type]
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, classes) of images (B, C, H, W)."""
-        return self.head(self.encoder(image))
 
 
 @said_plainly
@@ -127,9 +110,11 @@ def make_classifier(
     encoder: str,
     in_channels: int = 1,
     classes: int = 1,
+    depth: int | None = None,
     encoder_weights: str | bool | None = None,
     first_layer: str = "adapt",
     freeze_encoder: bool = False,
+    encoder_file: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Return a classifier of 2D images with an encoder of timm: vgg16_bn, resnet18, resnext50_32x4d, densenet121, ...
@@ -138,13 +123,18 @@ def make_classifier(
         encoder: its name in timm; a tag of pretrained weights may follow a dot.
         in_channels: channels of the image.
         classes: logits.
+        depth: how often the encoder halves its grid, 4 leaves a ResNet's last stage out, and what it says is normalised
+            before the head; None takes the whole encoder as it is.
         encoder_weights: anything but None or false asks for timm's pretrained weights.
         first_layer: as for `make_segmenter`.
         freeze_encoder: keep the encoder as it is, batch norms too; the head learns.
+        encoder_file: file of tensors to start the encoder from: the part `encoder.` of another network's weights, for
+            example of a segmenter with the same encoder (`tu-NAME`) and depth.
         options: further ones of timm's model, for example drop_rate.
 
     Raises:
-        ConfigError: as `make_segmenter`.
+        ConfigError: as `make_segmenter`, or when the file's encoder does not fit.
+        BundleError: when the file cannot be read as tensors.
     """
     import timm
 
@@ -153,10 +143,16 @@ def make_classifier(
         raise ConfigError(_unknown("encoder", encoder, known) + " (and the other models of timm).")
 
     def build(channels: int) -> nn.Module:
-        made = timm.create_model(encoder, pretrained=bool(encoder_weights), in_chans=channels, num_classes=0, **options)
-        return Classifier(made, classes)
+        common = {"pretrained": bool(encoder_weights), "in_chans": channels, **options}
+        if depth is None:
+            return Classifier(timm.create_model(encoder, num_classes=0, **common), classes)
+        made = timm.create_model(encoder, features_only=True, out_indices=(depth - 1,), **common)
+        return Classifier(CutEncoder(made), classes, normalise=True)
 
-    return _finish(build, f"classifier {encoder}", in_channels, first_layer, encoder_weights, freeze_encoder)
+    network = _finish(build, f"classifier {encoder}", in_channels, first_layer, encoder_weights, freeze_encoder)
+    if encoder_file:
+        load_encoder(encoder_of(network), encoder_file)
+    return network
 
 
 @said_plainly

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctseg.dependencies import check_dependencies
+from ctseg.dependencies import check_dependencies, dependencies_of
 from ctseg.errors import BundleError, ConfigError
 from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
 
@@ -58,14 +58,14 @@ class Selection:
         return {choice.name: choice.code for choice in self.choices} or self.bundle.labels
 
     def check_ready(self) -> None:
-        """Refuse before the long work what cannot run.
+        """Refuse before the long work what cannot run. The weights' content is checked when they are loaded.
 
         Raises:
-            BundleError: a bundle is untrained, its weights are missing or not the ones it names, or so with a bundle
-                that it depends on.
+            BundleError: a bundle is untrained or broken, its weights are missing, or what it needs cannot run.
         """
         for info in self.bundles:
-            verify_weights(info)
+            if not info.ready:
+                verify_weights(info)
             check_dependencies(info)
 
 
@@ -160,15 +160,15 @@ def choose_organs(
 def ordered_members(bundles: Mapping[str, BundleInfo], composite: str) -> list[str]:
     """Return the organs of a composite, first the one that wins a shared voxel.
 
-    A bundle is a member when its metadata names the composite in `part_of`. One that depends on another (the
-    gallbladder's network, which takes the liver's mask) comes before it, for it was made knowing the other; else the
-    order is that of the names.
+    A bundle is a member when its metadata names the composite in `part_of`. One that depends on another
+    (whose mask it takes as an input) comes before it, for it was made knowing the other; else the order is that of the
+    names.
     """
     members = {name: info for name, info in bundles.items() if info.segments and composite in info.part_of}
     ordered: list[str] = []
     waiting = sorted(members)
     while waiting:
-        needed = {other for name in waiting for other in _needs(members[name]) if other != name}
+        needed = {other for name in waiting for other in _names_needed(members[name])}
         first = next((name for name in waiting if name not in needed), waiting[0])
         waiting.remove(first)
         ordered.append(first)
@@ -208,9 +208,8 @@ def _entry(choice: OrganChoice) -> dict[str, Any]:
     return {**entry, "code": choice.code}
 
 
-def _needs(info: BundleInfo) -> set[str]:
-    """Names of the bundles whose result this one takes."""
-    return {str(entry["bundle"]) for entry in info.metadata.get("ctseg", {}).get("depends_on", ())}
+def _names_needed(info: BundleInfo) -> set[str]:
+    return {dependency.bundle for dependency in dependencies_of(info)} - {info.name}
 
 
 def _check_names(organs: Sequence[str], bundles: Mapping[str, BundleInfo]) -> None:

@@ -26,6 +26,8 @@ def predict_organs(choices: Sequence[OrganChoice], predict: Callable[[BundleInfo
         One prediction: its labels are the organs with their codes in the answer, in the order of the request, its
         `parts` the bundles that ran, its seconds the sums over these.
     """
+    from ctseg.prediction import Part
+
     found: dict[Path, Prediction] = {}
     for bundle in (choice.bundle for choice in choices):
         if bundle.path not in found:
@@ -42,7 +44,8 @@ def predict_organs(choices: Sequence[OrganChoice], predict: Callable[[BundleInfo
         labels=codes,
         seconds=seconds,
         bundle=combined_bundle(choices),
-        parts=tuple(prediction.bundle for prediction in found.values()),
+        slices=None,
+        parts=tuple(Part(one.bundle, one.slices) for one in found.values()),
         quality={
             choice.name: one
             for choice in choices

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +152,27 @@ def write_outputs(
     from ctseg.report import build_report, write_report
 
     organs = measure_organs(prediction.label_map, prediction.labels, prediction.volume.source_affine)
+
+    def fill(staging: Path) -> tuple[list[Path], dict[str, Any]]:
+        files, seconds = _write_all(prediction, organs, kinds, staging, faces)
+        report = build_report(prediction, organs, {**prediction.seconds, **seconds}, files)
+        return files + ([write_report(report, staging / REPORT)] if "json" in kinds else []), report
+
+    return fill_folder(out, fill)
+
+
+def fill_folder(
+    out: Path, fill: Callable[[Path], tuple[list[Path], dict[str, Any]]]
+) -> tuple[list[Path], dict[str, Any]]:
+    """Let `fill` write files into a hidden folder, then move them into `out` in place of an earlier run's.
+
+    Args:
+        out: the folder, made when it is not there.
+        fill: writes into the folder that it is given, and returns its files and the report.
+
+    Raises:
+        OutputError: a file cannot be written; `out` is as it was.
+    """
     earlier = _own_files(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
@@ -161,10 +182,7 @@ def write_outputs(
         _remove_empty(made)
         raise OutputError(f"cannot write into {out}: {error.strerror}; name another folder with -o") from error
     try:
-        files, seconds = _write_all(prediction, organs, kinds, staging, faces)
-        report = build_report(prediction, organs, {**prediction.seconds, **seconds}, files)
-        if "json" in kinds:
-            files.append(write_report(report, staging / REPORT))
+        files, report = fill(staging)
         written = [file.replace(out / file.name) for file in files]
         for name in earlier - {file.name for file in written}:
             (out / name).unlink(missing_ok=True)

@@ -56,6 +56,14 @@ class SlicesRun:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A bundle that ran for a mask of several organs, and how many slices it was run on."""
+
+    bundle: BundleInfo
+    slices: SlicesRun | None = None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a bundle found in a study.
 
@@ -67,8 +75,8 @@ class Prediction:
             network, postprocess.
         device: where the network ran, e.g. "cpu" or "cuda:0".
         bundle: the bundle that ran; of several organs' merged mask, what its labels are.
+        slices: how many slices were run; None for a network that does not go slice by slice, and for a merged mask.
         parts: the bundles that ran for a merged mask, else empty.
-        slices: how many slices were run; None for a network that does not go slice by slice.
         quality: what is to be thought of the mask of each organ that was found (`ctseg.quality`).
     """
 
@@ -78,8 +86,8 @@ class Prediction:
     seconds: dict[str, float]
     device: str
     bundle: BundleInfo
-    parts: tuple[BundleInfo, ...] = ()
     slices: SlicesRun | None = None
+    parts: tuple[Part, ...] = ()
     quality: dict[str, Quality] = field(default_factory=dict)
 
 
@@ -108,13 +116,12 @@ class Predictor:
         check_dependencies(bundle)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
-        read: Any = parser.config
-        self._values: dict[str, Any] = dict(read)
+        self._values: dict[str, Any] = dict(parser.get() or {})
         parser["bundle_root"] = str(bundle.path)
         parser["device"] = self.device
         for name, value in (overrides or {}).items():
             parser[name] = value
-        self._gate: str | None = {**self._values, **(overrides or {})}.get("gate")
+        self._gate: str | None = self._part(parser, "gate") if "gate" in parser else None
         self._preprocessing = self._part(parser, "preprocessing")
         self._postprocessing = _without_saving(self._part(parser, "postprocessing"))
         self._inferer = self._part(parser, "inferer")
@@ -165,6 +172,11 @@ class Predictor:
             volume, study = self._read(source)
         with self._lock:
             return volume, self._run(volume, study, seconds, progress), seconds
+
+    @property
+    def network(self) -> Any:
+        """The bundle's network with its weights, for whoever runs it in another way."""
+        return self._network
 
     def explore(
         self,

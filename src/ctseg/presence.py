@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ Run = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class SlicePresence:
-    """What a classifier says of each slice of a study, in the order of the source's slices.
+class SliceTable:
+    """Which organs are on each slice of a study, in the order of the source's slices.
 
     Attributes:
         volume: the study.
@@ -33,9 +33,6 @@ class SlicePresence:
             number but for rounding where the slices are the source's own).
         axis: the source array's cranio-caudal axis, 0, 1 or 2: the one closest to the patient's long axis.
         threshold: from this probability on the organ counts as present.
-        seconds: stage -> seconds, in order: read, preprocess, network, postprocess.
-        device: where the network ran, e.g. "cpu" or "cuda:0".
-        bundle: the bundle that ran; None where a run of its configuration made the answer.
     """
 
     volume: Volume
@@ -44,9 +41,6 @@ class SlicePresence:
     positions: NDArray[np.float64]
     axis: int
     threshold: float
-    seconds: dict[str, float] = field(default_factory=dict)
-    device: str = ""
-    bundle: BundleInfo | None = None
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -70,6 +64,21 @@ class SlicePresence:
     def runs(self, label: str) -> list[Run]:
         """First and last slice number of each unbroken run of slices on which an organ is present, ascending."""
         return runs_of(self.numbers, self.present[:, self.labels.index(label)])
+
+
+@dataclass(frozen=True)
+class SlicePresence(SliceTable):
+    """What a classification bundle answers.
+
+    Attributes:
+        seconds: stage -> seconds, in order: read, preprocess, network, postprocess.
+        device: where the network ran, e.g. "cpu" or "cuda:0".
+        bundle: the bundle that ran.
+    """
+
+    seconds: dict[str, float]
+    device: str
+    bundle: BundleInfo
 
 
 def runs_of(numbers: Sequence[int] | NDArray[np.int64], present: Sequence[bool] | NDArray[np.bool_]) -> list[Run]:

@@ -6,12 +6,10 @@ import csv
 import io
 from typing import Any
 
-from ctseg.presence import Run, SlicePresence, gaps_between
-
-TABLE, PLOT = "presence.csv", "presence.png"
+from ctseg.presence import Run, SliceTable, gaps_between
 
 
-def table_csv(found: SlicePresence) -> str:
+def table_csv(found: SliceTable) -> str:
     """Return one line a slice: number from 1, index from 0, height in mm, and of each organ probability and 0 or 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -23,7 +21,7 @@ def table_csv(found: SlicePresence) -> str:
     return text.getvalue()
 
 
-def table_json(found: SlicePresence) -> dict[str, Any]:
+def table_json(found: SliceTable) -> dict[str, Any]:
     """Return the same as plain JSON types, with a summary of each organ.
 
     `axis` is the source's array axis that the slices follow; `position_mm` is RAS, growing to the head; `runs` and
@@ -37,7 +35,7 @@ def table_json(found: SlicePresence) -> dict[str, Any]:
     }
 
 
-def summary_line(found: SlicePresence, label: str) -> str:
+def summary_line(found: SliceTable, label: str) -> str:
     """Return one line on an organ, e.g. "liver: present on 41 of 112 slices: 69-80, 83-112 (gap: 81-82)"."""
     runs, total = found.runs(label), len(found.positions)
     if not runs:
@@ -52,7 +50,7 @@ def _spans(spans: list[Run]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def _summary(found: SlicePresence, label: str) -> dict[str, Any]:
+def _summary(found: SliceTable, label: str) -> dict[str, Any]:
     runs = found.runs(label)
     return {
         "name": label,
@@ -65,7 +63,7 @@ def _summary(found: SlicePresence, label: str) -> dict[str, Any]:
     }
 
 
-def _rows(found: SlicePresence) -> list[dict[str, Any]]:
+def _rows(found: SliceTable) -> list[dict[str, Any]]:
     present, heights = found.present, found.positions_mm
     return [
         {

@@ -23,7 +23,8 @@ from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
 
 if TYPE_CHECKING:
-    from ctseg.prediction import Prediction
+    from ctseg.prediction import Part, Prediction
+    from ctseg.presence import SlicePresence
 
 INTENDED_USE = "research only: not a medical device, not for diagnosis"
 _PACKAGES = ("monai", "torch", "numpy")
@@ -56,12 +57,18 @@ def _bundle(info: BundleInfo) -> dict[str, Any]:
     return {"name": info.name, "version": info.version, "weights_sha256": sha256, "weights": info.status}
 
 
-def _bundles(prediction: Prediction) -> dict[str, Any]:
+def _bundles(prediction: Prediction | SlicePresence) -> dict[str, Any]:
     """The bundle that ran, and those of a mask that several made."""
-    if not prediction.parts:
-        return {"bundle": _bundle(prediction.bundle)}
-    named = {"name": prediction.bundle.name, "version": prediction.bundle.version}
-    return {"bundle": named, "bundles": [_bundle(part) for part in prediction.parts]}
+    info, parts = prediction.bundle, getattr(prediction, "parts", ())
+    if not parts:
+        return {"bundle": _bundle(info)}
+    named = {"name": info.name, "version": info.version}
+    return {"bundle": named, "bundles": [{**_bundle(part.bundle), **_slices(part)} for part in parts]}
+
+
+def _slices(ran: Prediction | SlicePresence | Part) -> dict[str, Any]:
+    slices = getattr(ran, "slices", None)  # a classifier runs on all
+    return {"slices": dataclasses.asdict(slices) if slices else None}
 
 
 def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
@@ -82,7 +89,10 @@ def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
 
 
 def build_report(
-    prediction: Prediction, organs: Iterable[Organ], seconds: Mapping[str, float], outputs: Iterable[Path]
+    prediction: Prediction | SlicePresence,
+    organs: Iterable[Organ],
+    seconds: Mapping[str, float],
+    outputs: Iterable[Path],
 ) -> dict[str, Any]:
     """Return the report as plain JSON types, its keys in a fixed order.
 
@@ -107,14 +117,32 @@ def build_report(
         "versions": versions(),
         **_bundles(prediction),
         "device": prediction.device,
-        "slices": dataclasses.asdict(prediction.slices) if prediction.slices else None,
+        **_slices(prediction),
         "source": source,
-        "quality": summary(prediction.quality),
+        "quality": summary(getattr(prediction, "quality", {})),
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],
         "seconds": {**stages, "total": round(sum(float(value) for value in seconds.values()), 3)},
         "notes": list(prediction.volume.notes),
         "mesh_coordinates": SPACES,
         "outputs": {file.name: {"sha256": file_sha256(file)} for file in outputs},
+    }
+
+
+def build_presence_report(
+    found: SlicePresence, seconds: Mapping[str, float], outputs: Iterable[Path]
+) -> dict[str, Any]:
+    """Return the report of a classifier: that of a mask, with the table of its slices for organs and meshes.
+
+    Raises:
+        OSError: an output cannot be read back.
+    """
+    from ctseg.presence_table import table_json
+
+    frame = build_report(found, [], seconds, outputs)
+    return {
+        ("presence" if key == "organs" else key): (table_json(found) if key == "organs" else value)
+        for key, value in frame.items()
+        if key not in ("mesh_coordinates", "slices")
     }
 
 

@@ -1,7 +1,7 @@
 """Active learning replayed on a labelled collection: which strategy needs the fewest labels, if any beats chance.
 
-Every strategy begins with the same patients for the same seed; after each training it chooses the next ones from its own
-network's scores. Patients are the unit, since an annotator is asked for a patient. All are measured on the ledger's
+Every strategy begins with the same patients for the same seed; after each training it chooses the next ones from its
+own network's scores. Patients are the unit, since an annotator is asked for a patient. All are measured on the ledger's
 validation patients, test patients are never touched.
 """
 
@@ -92,7 +92,7 @@ def check_plan(plan: Plan, patients: int) -> None:
     needed = plan.start + plan.step * (plan.rounds - 1)
     if needed > patients:
         raise InputError(
-            f"The plan labels {needed} patients, but {patients} train: ask for fewer rounds, or a smaller start or step."
+            f"The plan labels {needed} patients, but {patients} train: ask for fewer rounds, a smaller start or step."
         )
 
 
@@ -213,9 +213,7 @@ class _Trainer:
         flow.initialize()
         return flow
 
-    def _choose(
-        self, parser: Any, strategy: str, seed: int, number: int, labelled: tuple[str, ...]
-    ) -> tuple[str, ...]:
+    def _choose(self, parser: Any, strategy: str, seed: int, number: int, labelled: tuple[str, ...]) -> tuple[str, ...]:
         patients = sorted({case["patient"] for case in self.cases["train"]})
         wanted = patients if strategy in NEEDS else []
         known = self._scores(parser, wanted, self.plan.runs if strategy == "disagreement" else 0)

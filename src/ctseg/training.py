@@ -53,6 +53,8 @@ class StartFrom:
             epochs, length = engine.state.max_epochs, _length(self.items["lr_scheduler"])
             items = {name: item for name, item in self.items.items() if name != "history" or name in checkpoint}
             Checkpoint.load_objects(to_load={**items, "trainer": engine}, checkpoint=checkpoint)
+            if (scaler := getattr(engine, "scaler", None)) is not None and "scaler" in checkpoint:
+                scaler.load_state_dict(checkpoint["scaler"])
             # How long to train is the configuration's to say: a training can be resumed with more epochs.
             engine.state.max_epochs = epochs
             vars(self.items["lr_scheduler"]).update(length)
@@ -89,6 +91,8 @@ class SaveEachEpoch:
     def __call__(self, engine: Engine) -> None:
         """Save now."""
         state = {name: _bare(item).state_dict() for name, item in {**self.items, "trainer": engine}.items()}
+        if (scaler := getattr(engine, "scaler", None)) is not None:  # of mixed precision
+            state["scaler"] = scaler.state_dict()
         path = self.ckpt_dir / f"checkpoint_epoch={engine.state.epoch}.pt"
         with written_beside(path) as beside:
             torch.save(state, beside)

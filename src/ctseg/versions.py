@@ -34,6 +34,7 @@ class Version:
         previous_dice: that one's Dice on the same cases, None when it has no weights.
         cases: how many validation cases there were.
         tolerance: by how much its Dice might be lower.
+        metric: what stands for the Dice in a bundle of another kind, such as F1.
         accepted: whether it was taken into use when it was made.
         made: when, UTC, ISO 8601.
     """
@@ -47,13 +48,14 @@ class Version:
     tolerance: float = TOLERANCE
     accepted: bool = True
     made: str = ""
+    metric: str = "Dice"
 
     @property
     def verdict(self) -> str:
         """One sentence on why it was taken into use or not."""
         if not self.folder:
             return "the network that the bundle came with"
-        measured = f"validation Dice {_number(self.dice)} on {self.cases} case{'s' * (self.cases != 1)}"
+        measured = f"validation {self.metric} {_number(self.dice)} on {self.cases} case{'s' * (self.cases != 1)}"
         if self.previous_dice is None:
             return f"{measured}; there was no network before it"
         against = f"{measured}, {_number(self.previous_dice)} for {self.previous} before it"
@@ -107,6 +109,7 @@ class Versions:
         previous_dice: float | None,
         cases: int,
         tolerance: float = TOLERANCE,
+        metric: str = "Dice",
     ) -> Version:
         """Enter a new network, and take it into use when it is good enough.
 
@@ -116,6 +119,7 @@ class Versions:
             previous_dice: that of the one in use, on the same cases.
             cases: how many these are.
             tolerance: by how much it may be worse.
+            metric: what stands for the Dice in a bundle of another kind.
 
         Raises:
             BundleError: the bundle lies elsewhere, or its version is taken.
@@ -136,6 +140,7 @@ class Versions:
             cases=cases,
             tolerance=tolerance,
             accepted=is_good_enough(dice, previous_dice, tolerance),
+            metric=metric,
             made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         current = new.version if new.accepted else str(content.get("current") or self.shipped.version)

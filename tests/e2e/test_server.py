@@ -113,7 +113,7 @@ def refused(call: Any, *arguments: Any, **named: Any) -> str:
 
 def test_info(server: Server) -> None:
     info = server.client.info()
-    assert set(info["models"]) == {server.bundle.name, UNTRAINED}
+    assert set(info["models"]) == {server.bundle.name, UNTRAINED, *server.bundle.part_of}
     model = info["models"][server.bundle.name]
     assert (model["labels"], model["version"]) == (server.bundle.labels, server.bundle.version)
     assert (model["type"], model["trained"]) == ("segmentation", True)

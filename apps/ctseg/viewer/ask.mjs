@@ -1,5 +1,5 @@
 // The question before corrections are lost.
-import { make } from './dom.mjs';
+import { make, ownKeys } from './dom.mjs';
 
 /** Ask; resolves to 'submit', 'discard' or 'stay' (also for Escape). */
 export function askBeforeLoss(where) {
@@ -21,7 +21,7 @@ export function askBeforeLoss(where) {
       dialog.remove();
       resolve(answer);
     };
-    document.body.append(dialog);
+    document.body.append(ownKeys(dialog));
     dialog.showModal();
   });
 }

@@ -35,3 +35,9 @@ export function organRow({ index, label, color }, checked, choose, go) {
   const show = make('button', { type: 'button', className: 'small', onclick: go, ariaLabel: `Go to ${label}` }, 'Go to');
   return make('div', { className: 'ctseg-row' }, radio, patch, make('label', { htmlFor: id }, label), show);
 }
+
+/** Keep the keys that press a button from OHIF's shortcuts, which would take them away (Space resets the view). */
+export function ownKeys(element) {
+  element.addEventListener('keydown', event => [' ', 'Enter', 'Escape'].includes(event.key) && event.stopPropagation());
+  return element;
+}

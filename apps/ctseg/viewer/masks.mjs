@@ -5,6 +5,7 @@ const LABELMAP = 'Labelmap';
 const WAIT_MS = 15000;
 
 let ohif; // {services, commandsManager, extensionManager}
+const drawnBy = new Map(); // segmentation id -> the model that drew it first; absent for what was drawn by hand
 
 export function connect({ servicesManager, commandsManager, extensionManager }) {
   ohif = { services: servicesManager.services, commandsManager, extensionManager };
@@ -98,6 +99,11 @@ export async function fetchMask(study, series) {
 export async function showMask(displaySet, before) {
   await displaySet.load({ headers: {} });
   const id = displaySet.displaySetInstanceUID;
+  const segments = [instanceOf(displaySet).SegmentSequence ?? []].flat();
+  const byModel = segments.find(({ SegmentAlgorithmType: type }) => type && type !== 'MANUAL');
+  if (byModel) {
+    drawnBy.set(id, byModel.SegmentAlgorithmName ?? 'a model');
+  }
   await lay(id, displaySet.referencedSeriesInstanceUID, before);
   return id;
 }
@@ -178,14 +184,18 @@ export function brushRadius(mm) {
 
 export const undo = () => ohif.commandsManager.runCommand('undo');
 
-/** Store a mask on the server as DICOM SEG; resolves when it is there. */
-export async function submit(id, { displaySet }, description) {
+/** Store a mask on the server as DICOM SEG; resolves when it is there. What a model drew first stays said. */
+export async function submit(id, { displaySet }) {
   const { imageLoader } = window.cornerstone;
   await Promise.all(displaySet.imageIds.map(imageId => imageLoader.loadAndCacheImage(imageId)));
   const { dataset } = ohif.commandsManager.runCommand('generateSegmentation', {
     segmentationId: id,
-    options: { SeriesDescription: description },
+    options: { SeriesDescription: 'Label' }, // the server says more
   });
+  for (const segment of [dataset.SegmentSequence].flat()) {
+    segment.SegmentAlgorithmType = drawnBy.has(id) ? 'SEMIAUTOMATIC' : 'MANUAL';
+    segment.SegmentAlgorithmName = drawnBy.get(id) ?? '';
+  }
   dataset.StudyID = dataset.StudyID === 'No Study ID' ? '' : dataset.StudyID;
   try {
     await source().store.dicom(dataset);

@@ -1,6 +1,6 @@
 // The panel: what an annotator sees and presses, from opening a case to the next one.
 import { askBeforeLoss } from './ask.mjs';
-import { make, organRow, tool } from './dom.mjs';
+import { make, organRow, ownKeys, tool } from './dom.mjs';
 import * as masks from './masks.mjs';
 import * as server from './server.mjs';
 import { Training } from './training.mjs';
@@ -15,9 +15,10 @@ export class Panel {
     this.unsaved = false;
     this.busy = false;
     this.tried = ''; // the series whose newest mask was looked for
-    this.node = this.#build();
+    this.node = ownKeys(this.#build());
     this.training = new Training(this.parts.training, sentence => this.#fail(sentence));
     window.addEventListener('beforeunload', event => this.unsaved && event.preventDefault());
+    window.addEventListener('popstate', event => this.#keepFromGoingBack(event), true);
     document.addEventListener('click', event => this.#keepFromLeaving(event), true);
   }
 
@@ -73,9 +74,8 @@ export class Panel {
   async #submit() {
     let stored = false;
     await this.#work(() => 'Submitting the label', async () => {
-      const organs = masks.organs(this.mask).map(({ label }) => label).join(', ');
       try {
-        await masks.submit(this.mask, this.case, `Label: ${organs}`);
+        await masks.submit(this.mask, this.case);
       } catch (error) {
         throw error.text === undefined ? error : new Error(server.sentenceIn(error.text, error.status));
       }
@@ -134,7 +134,23 @@ export class Panel {
   #changed(id) {
     if (!this.busy && id === this.mask && !this.unsaved) {
       this.unsaved = true;
+      this.#say('');
       this.#draw();
+    }
+  }
+
+  /** The browser's back button, inside the page: OHIF would leave the case at once. */
+  async #keepFromGoingBack(event) {
+    if (this.returning) {
+      this.returning = false;
+      event.stopImmediatePropagation();
+    } else if (this.unsaved) {
+      event.stopImmediatePropagation();
+      this.returning = true;
+      history.go(1);
+      if (await this.#mayGo('leaving the case')) {
+        history.back();
+      }
     }
   }
 
@@ -253,7 +269,7 @@ export class Panel {
     for (const button of parts.tools.querySelectorAll('button, input')) {
       button.disabled = busy || !mask;
     }
-    const organs = masks.services ? masks.organs(mask) : [];
+    const organs = masks.organs(mask);
     const kept = JSON.stringify([mask, organs]);
     if (kept !== this.drawn) {
       this.drawn = kept;

@@ -1,5 +1,6 @@
 """Transforms that MONAI does not have: reading into a true place, labels by name, and the way back to the source."""
 
+from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
@@ -11,6 +12,7 @@ from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 
 __all__ = [
     "AddOrgansd",
+    "CleanUpd",
     "GateSlicesd",
     "KeepLargestCored",
     "LoadLabeld",

@@ -168,8 +168,9 @@ class SavePresenced(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every key; the item passes unchanged."""
         from ctseg.files import write_beside
-        from ctseg.presence import SlicePresence, checked_threshold, slice_positions
-        from ctseg.presence_table import TABLE, table_csv
+        from ctseg.presence import SliceTable, checked_threshold, slice_positions
+        from ctseg.presence_output import TABLE
+        from ctseg.presence_table import table_csv
         from ctseg.transforms.loading import to_volume
 
         item = dict(data)
@@ -178,7 +179,7 @@ class SavePresenced(MapTransform):
         axis, positions = slice_positions(image)
         order = np.argsort(positions, kind="stable")
         for key in self.key_iterator(item):
-            found = SlicePresence(
+            found = SliceTable(
                 volume=volume,
                 labels=tuple(self.labels),
                 probability=np.asarray(item[key].cpu(), dtype=np.float32).T[order],

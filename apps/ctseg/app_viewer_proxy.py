@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 import requests
+from app_dicom_pacs import connect
 from app_http import refused
 from app_viewer_multipart import joined
 
@@ -25,26 +26,20 @@ _MODALITY, _REFERENCED_SERIES, _SERIES = "00080060", "00081115", "0020000E"
 _REMEMBERED = 4096
 
 
-class Pacs:
+class StudiesProxy:
     """A DICOMweb server, e.g. Orthanc; safe to share between threads.
 
     Args:
-        address: its root, such as `http://127.0.0.1:8042/dicom-web`.
-        login: user name and password, None where it asks for none.
-        prefixes: MONAI Label's prefixes of "qido", "wado" and "stow"; empty by default.
+        address: its root, such as `http://127.0.0.1:8042/dicom-web`; user, password and prefixes are MONAI Label's
+            settings.
     """
 
-    def __init__(
-        self, address: str, login: tuple[str, str] | None = None, prefixes: Mapping[str, str] | None = None
-    ) -> None:
-        self.address = address.rstrip("/")
-        self._prefixes = {kind: f"/{prefix.strip('/')}" for kind, prefix in (prefixes or {}).items() if prefix}
-        self._session = requests.Session()
-        self._session.trust_env = False  # an address in the house needs no proxy, and no password out of .netrc
-        self._session.auth = login
-        adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=40)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+    def __init__(self, address: str) -> None:
+        client = connect(address.rstrip("/"))
+        self.address = str(client.base_url)
+        self._session = client._session
+        prefixes = {"qido": client.qido_url_prefix, "wado": client.wado_url_prefix, "stow": client.stow_url_prefix}
+        self._prefixes = {kind: f"/{prefix.strip('/')}" for kind, prefix in prefixes.items() if prefix}
         self._modalities: OrderedDict[str, str] = OrderedDict()
         self._lock = Lock()
 

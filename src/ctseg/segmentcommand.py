@@ -1,0 +1,233 @@
+"""`ctseg segment`: an image in, a folder of results out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctseg import labelcodes
+from ctseg.dependencies import check_dependencies
+from ctseg.errors import ConfigError, InputError
+from ctseg.meshes import FACES, faces_wanted
+from ctseg.organchoice import default_task, select
+from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
+from ctseg.presence_output import PRESENCE_KINDS, presence_names, presence_summary, write_presence
+from ctseg.registry import BundleInfo, find_bundles, get_bundle, verify_weights
+
+_OF_SEGMENT = """what is written into OUT:
+  mask.nii.gz    label map on exactly the input's grid (nifti)
+  segmentation.dcm
+                 DICOM SEG on the slices of a DICOM input, with SNOMED CT codes (seg)
+  <organ>.stl    surface in mm, LPS, as 3D Slicer takes it (stl)
+  <organ>.obj    the same as Wavefront OBJ (obj)
+  <organ>.glb    the same in colour, life-size and upright for augmented reality: metres, +Y up (glb);
+                 organs.glb holds all organs of a bundle that has several
+  preview.png    axial, coronal, sagittal with the contour and the volume in ml (png)
+  report.json    volumes, versions, seconds, sha256 of the files (json)
+by a classifier (--task ..._classification), instead of a mask:
+  presence.csv   a line a slice: number, height in mm, probability, present 0 or 1 (csv)
+  presence.png   the same as a plot beside the body (png)
+  report.json    the table, runs and gaps of slices, versions, seconds, sha256 (json)
+
+examples:
+  ctseg segment ct.nii.gz -o out
+  ctseg segment dicom_folder -o out --output nifti,json
+  ctseg segment ct.nii.gz -o out --output glb --faces 50000
+  ctseg segment ct.nrrd -o out --task path/to/my/bundle"""
+
+_STAGES = {
+    "read": "reading the image",
+    "preprocess": "preparing it for the network",
+    "network": "finding the organs",
+    "postprocess": "bringing the mask to the image's own grid",
+}
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected auto, cpu, cuda or cuda:0, cuda:1, ...")
+    return text
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    asked = [kind.strip() for kind in text.split(",") if kind.strip()]
+    known = tuple(dict.fromkeys((*KINDS, *PRESENCE_KINDS)))
+    if not asked or (unknown := sorted(set(asked) - set(known))):
+        what = f"{', '.join(unknown)} is no kind of output" if asked else "no kind of output is named"
+        raise argparse.ArgumentTypeError(f"{what}; expected one or more of {','.join(known)}")
+    return tuple(kind for kind in known if kind in asked)
+
+
+def _wanted_kinds(asked: tuple[str, ...] | None, bundle: BundleInfo) -> tuple[str, ...]:
+    """The kinds of output that were asked for, or the usual ones of such a bundle."""
+    usual, possible = (PRESENCE_KINDS, PRESENCE_KINDS) if bundle.classifies else (USUAL_KINDS, KINDS)
+    if wrong := set(asked or ()) - set(possible):
+        raise ConfigError(
+            f"bundle {bundle.name} writes no {', '.join(sorted(wrong))}: expected one or more of {','.join(possible)}"
+        )
+    return asked or usual
+
+
+def _organs(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("no organ is named; ctseg tasks lists them under labels")
+    return names
+
+
+def add_command(commands: Any) -> None:
+    """Add `segment` to the command line's commands."""
+    plain = argparse.RawDescriptionHelpFormatter
+    bundles = find_bundles()
+    default = default_task(bundles)
+    segment = commands.add_parser(
+        "segment", help="segment an image", description="Segment an image.", epilog=_OF_SEGMENT, formatter_class=plain
+    )
+    segment.add_argument(
+        "input", type=Path, metavar="INPUT", help="NIfTI, NRRD, MetaImage, a DICOM folder, or a zip of one"
+    )
+    segment.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
+    segment.add_argument(
+        "--task",
+        metavar="NAME",
+        help=f"which bundle: {', '.join(bundles) or 'none found'}, or the path of one of your own"
+        + (f" (default: {default})" if default else ""),
+    )
+    segment.add_argument(
+        "--organs",
+        type=_organs,
+        metavar="NAMES",
+        help="labels with commas between, each by the bundle that segments it (--task decides where several do); a "
+        "voxel that two claim belongs to the one named first",
+    )
+    segment.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: auto, a GPU when it is there)",
+    )
+    segment.add_argument(
+        "--output",
+        type=_kinds,
+        metavar="KINDS",
+        help=f"any of {','.join(KINDS)}, with commas between (default: {','.join(USUAL_KINDS)}); "
+        f"of a classifier {','.join(PRESENCE_KINDS)} (default: all)",
+    )
+    segment.add_argument(
+        "--faces",
+        type=faces_wanted,
+        default=FACES,
+        metavar="N",
+        help=f"at most so many faces for each organ's surface; 0 keeps all (default: {FACES})",
+    )
+    segment.add_argument(
+        "--codes",
+        default=labelcodes.OWN,
+        metavar="SET",
+        help=f"the organs' values in the mask: {', '.join(labelcodes.presets())}, or a JSON file of names and values "
+        f"(default: {labelcodes.OWN}, the bundle's own)",
+    )
+    segment.add_argument(
+        "--overwrite", action="store_true", help="replace files in OUT even when they are not from an earlier run"
+    )
+    segment.set_defaults(run=_segment)
+
+
+def say(text: str) -> None:
+    """Say a line to who waits: on the error stream, since the output is for programs."""
+    print(f"ctseg: {text}", file=sys.stderr, flush=True)
+
+
+def _segment(arguments: argparse.Namespace) -> None:
+    source: Path = arguments.input
+    out: Path = arguments.out
+    if arguments.task is not None and arguments.organs is None and (info := get_bundle(arguments.task)).classifies:
+        _classify(info, arguments)
+        return
+    selection = select(arguments.organs, arguments.task)
+    _check_source(source)
+    labelcodes.codes_for(selection.labels, arguments.codes)
+    selection.check_ready()
+    kinds = _wanted_kinds(arguments.output, selection.bundle)
+    check_folder(out, source, file_names(kinds, selection.labels), overwrite=arguments.overwrite)
+
+    say(f"loading {', '.join(f'{info.name} {info.version}' for info in selection.bundles)}")
+    from ctseg.api import segment_volume  # brings torch and MONAI: seconds, so after every cheap refusal
+
+    prediction = segment_volume(
+        source,
+        organs=arguments.organs,
+        task=arguments.task,
+        codes=arguments.codes,
+        device=arguments.device,
+        progress=lambda stage: say(_STAGES.get(stage, stage)),
+    ).prediction
+    say(f"writing {', '.join(kinds)}")
+    files, report = write_outputs(prediction, out, kinds, faces=arguments.faces)
+    print(_summary(report, out, files))
+
+
+def _check_source(source: Path) -> None:
+    if not source.exists():
+        raise InputError(f"there is no file or folder {source}; name a NIfTI, NRRD, MetaImage, DICOM folder or zip")
+
+
+def _classify(bundle: BundleInfo, arguments: argparse.Namespace) -> None:
+    _check_source(arguments.input)
+    verify_weights(bundle)
+    check_dependencies(bundle)
+    kinds = _wanted_kinds(arguments.output, bundle)
+    check_folder(arguments.out, arguments.input, presence_names(kinds), overwrite=arguments.overwrite)
+
+    say(f"loading {bundle.name} {bundle.version}")
+    started = time.perf_counter()
+    from ctseg.presence import PresencePredictor  # brings torch and MONAI when it is made
+
+    predictor = PresencePredictor(bundle, arguments.device)
+    load = time.perf_counter() - started
+    stages = {**_STAGES, "postprocess": "turning it into a table"}
+    found = predictor.predict(arguments.input, progress=lambda stage: say(stages.get(stage, stage)))
+    found = dataclasses.replace(found, seconds={"load": load, **found.seconds})
+    say(f"writing {', '.join(kinds)}")
+    files, report = write_presence(found, arguments.out, kinds)
+    print(presence_summary(report, arguments.out, files))
+
+
+def _summary(report: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str:
+    """The small table at the end of a run."""
+    organs, seconds = report["organs"], report["seconds"]
+    names = [str(organ["name"]) for organ in organs]
+    volumes = [f"{organ['volume_ml']:.1f} ml" if organ["found"] else "not found" for organ in organs]
+    stages = [(stage, f"{value:.1f} s") for stage, value in seconds.items()]
+    left = max(map(len, ["organ", *names, *seconds]))
+    right = max(len(text) for text in ["volume", *volumes, *(text for _, text in stages)])
+    rows = [
+        ("organ", "volume"),
+        *zip(names, volumes, strict=True),
+        ("", ""),
+        ("stage", f"on {report['device']}"),
+        *stages,
+    ]
+    lines = ["", *(f"  {name:<{left}}  {text:>{right}}".rstrip() for name, text in rows), ""]
+    for name, one in ((report.get("quality") or {}).get("organs") or {}).items():
+        if one["dice"] is not None:
+            lines.append(f"note: {name}: estimated Dice {one['dice']:.2f} (plus or minus {one['error']:.2f})")
+    for organ in organs:
+        if organ["touches_edge"]:
+            edges = ", ".join(organ["edges_touched"])
+            lines.append(f"note: {organ['name']} reaches the edge of the scan ({edges}): its volume is a lower bound")
+    several = report.get("bundles", [])
+    for ran in several or [report]:
+        if slices := ran["slices"]:
+            chosen = f", chosen by {slices['gate']}" if slices["gate"] else ""
+            of = f" of {ran['name']}" if several else ""
+            lines.append(f"slices run{of}: {slices['run']} of {slices['of']}{chosen}")
+    lines += [f"note: {note}" for note in report["notes"]]
+    lines += [f"{out}: {'  '.join(file.name for file in files)}", report["intended_use"]]
+    return "\n".join(lines)

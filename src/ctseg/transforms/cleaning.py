@@ -1,0 +1,165 @@
+"""Clean-up of label maps, organ by organ, by rules that a configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+
+from ctseg.errors import ConfigError
+from ctseg.sentences import said_plainly
+from ctseg.transforms.cores import KeepLargestCored
+from ctseg.transforms.pieces import RemoveSmallPiecesd, require_place
+
+KEEP = ("all", "largest", "core")
+HOLES = ("none", "3d", "axial")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is done to one organ, in this order.
+
+    Attributes:
+        keep: "all" pieces; the "largest" one, connected through faces in 3D; or the one with the largest "core",
+            without what hangs on it by a thin bridge (`KeepLargestCored`).
+        radius_mm: of "core": half of the width of a bridge that is cut.
+        reach_mm: of "core": how far beyond the cut the organ is kept.
+        fill_holes: "none"; "3d": background that the organ encloses on all sides; "axial": background that it encloses
+            within an axial slice.
+        min_ml: pieces smaller than this go, in ml.
+
+    Raises:
+        ConfigError: for a value that cannot work.
+    """
+
+    keep: str = "all"
+    radius_mm: float = 6.0
+    reach_mm: float = 15.0
+    fill_holes: str = "none"
+    min_ml: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("keep", self.keep, KEEP), ("fill_holes", self.fill_holes, HOLES)):
+            if value not in known:
+                raise ConfigError(f"The clean-up's {name} {value!r} is not known: expected one of {', '.join(known)}.")
+        for name in ("radius_mm", "reach_mm", "min_ml"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ConfigError(f"The clean-up's {name} is {value!r}: expected a number, 0 or more; correct it.")
+
+
+def rules_of(organ: str, options: Mapping[str, Any] | None) -> Rules:
+    """Return an organ's rules from a configuration.
+
+    Raises:
+        ConfigError: for an unknown option, or a value that cannot work.
+    """
+    known = [field.name for field in fields(Rules)]
+    if unknown := [name for name in options or {} if name not in known]:
+        raise ConfigError(
+            f"The clean-up of {organ} has no option {', '.join(unknown)}: expected one of {', '.join(known)}."
+        )
+    return Rules(**dict(options or {}))
+
+
+class CleanUpd(MapTransform):
+    """Clean each organ of a label map by its own rules; the map keeps its place (`MetaTensor`).
+
+    Organs are cleaned apart; one never loses a voxel to another: holes are filled only where no organ is left, and
+    where two organs could fill the same one, the first of `codes` does.
+
+    Args:
+        keys: label maps of shape (1, I, J, K) with a place, whose affine gives mm and the axial direction.
+        codes: organ -> its value in the label map.
+        rules: organ -> options of `Rules`; an organ that is not named is left as it is.
+
+    Raises:
+        ConfigError: for an unknown organ or option, or a value that cannot work.
+        GeometryError: for a label map that has lost its place.
+    """
+
+    @said_plainly
+    def __init__(
+        self,
+        keys: KeysCollection,
+        codes: Mapping[str, int],
+        rules: Mapping[str, Mapping[str, Any] | None],
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if unknown := [organ for organ in rules if organ not in codes]:
+            raise ConfigError(
+                f"The clean-up names {', '.join(unknown)}, which the bundle does not have: expected one of "
+                f"{', '.join(codes)}."
+            )
+        self.codes = {organ: int(code) for organ, code in codes.items()}
+        self.rules = {organ: rules_of(organ, rules.get(organ)) for organ in codes}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with cleaned label maps, on the same grid and of the same type."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            labels = item[key]
+            require_place(labels, key, "the size of a piece", "CleanUpd")
+            kept = torch.zeros_like(labels.as_tensor())
+            filled = torch.zeros_like(kept)
+            for organ, code in self.codes.items():
+                self._clean(labels, code, self.rules[organ], kept, filled)
+            item[key] = MetaTensor(torch.where(kept == 0, filled, kept), meta=labels.meta)
+        return item
+
+    def _clean(self, labels: MetaTensor, code: int, rules: Rules, kept: torch.Tensor, filled: torch.Tensor) -> None:
+        """Write the organ into `kept`, and what it fills into `filled` where nothing is."""
+        from ctseg.pairing import axial_axis
+
+        organ = labels.as_tensor() == code
+        if not organ.any():
+            return
+        if rules.keep != "all":
+            radius = rules.radius_mm if rules.keep == "core" else 0.0
+            organ = _apply(KeepLargestCored("pred", radius, rules.reach_mm), organ, labels)
+        whole = organ
+        if rules.fill_holes != "none":
+            axis = axial_axis(np.asarray(labels.affine, dtype=np.float64)) if rules.fill_holes == "axial" else None
+            whole = torch.from_numpy(fill_holes(organ[0].cpu().numpy(), axis))[None].to(organ.device)
+        if rules.min_ml:  # a shell is as large as what it encloses
+            whole = _apply(RemoveSmallPiecesd("pred", rules.min_ml), whole, labels)
+        kept[organ & whole] = code
+        filled[whole & ~organ & (filled == 0)] = code
+
+
+def _apply(step: MapTransform, mask: torch.Tensor, like: MetaTensor) -> torch.Tensor:
+    done = step({"pred": MetaTensor(mask.to(torch.uint8), meta=like.meta)})["pred"]
+    return done.as_tensor() > 0
+
+
+def fill_holes(mask: NDArray[np.bool_], axis: int | None = None) -> NDArray[np.bool_]:
+    """Return a mask with its holes filled, those that its own faces (in a slice: edges) close.
+
+    MONAI's `FillHoles` knows no slices and looks at the whole grid; this works in the mask's own box.
+
+    Args:
+        mask: (I, J, K).
+        axis: None for holes in 3D; else holes within each slice along this axis.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    from ctseg.scoring import bounding_box
+
+    if not mask.any():
+        return mask
+    box = bounding_box(mask)
+    result = mask.copy()
+    if axis is None:
+        result[box] = binary_fill_holes(mask[box])
+    else:
+        slices = np.moveaxis(mask[box], axis, 0)
+        result[box] = np.moveaxis(np.stack([binary_fill_holes(one) for one in slices]), 0, axis)
+    return result
