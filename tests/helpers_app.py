@@ -56,6 +56,7 @@ class StubPredictor:
             device="cpu",
             bundle=self.bundle,
             slices=None,
+            quality={},
         )
 
 

@@ -1,4 +1,4 @@
-"""The replay of annotation: its plan, a real replay on tiny slices that goes on after a stop, and what is told of it."""
+"""The replay of annotation: its plan, a real replay on phantoms that goes on after a stop, and what is told of it."""
 
 from __future__ import annotations
 

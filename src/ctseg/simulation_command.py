@@ -113,8 +113,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for row in write_simulation(rounds, arguments.out, f"{bundle.name}: which patients to annotate"):
         said = f"{row['strategy']}: mean Dice over rounds {row['mean_dice_over_rounds']}, last {row['last_dice']}"
         if "verdict" in row:
-            said += (
-                f"; {row['against_random']} against random (+- {row['against_random_half_interval']}): {row['verdict']}"
-            )
+            half = row["against_random_half_interval"]
+            said += f"; {row['against_random']} against random (+- {half}): {row['verdict']}"
         print(said)
     print(f"{arguments.out}: curves.png  strategies.csv  simulation.json")

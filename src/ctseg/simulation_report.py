@@ -89,7 +89,7 @@ def rows_of(curves: Sequence[Curve]) -> list[dict[str, str]]:
 
 
 def _verdict(difference: float, half: float) -> str:
-    if not half == half or abs(difference) <= half:
+    if half != half or abs(difference) <= half:  # NaN: one replay shows nothing
         return "no difference shown"
     return "better than random" if difference > 0 else "worse than random"
 
