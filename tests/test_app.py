@@ -77,7 +77,7 @@ def test_info_lists_every_bundle(app: Any) -> None:
         assert "model_filename" not in model["config"]
     assert [model["trained"] for model in models.values()] == [True, False, True]
     assert "monai.bundle run" in models["new_ct_segmentation"]["description"]
-    assert set(info["strategies"]) == {"random", "first"}
+    assert {"random", "first", "uncertainty"} <= set(info["strategies"])
     assert set(info["scoring"]) == {"dice"}
     assert list(info["trainers"]) == list(models)
     assert info["labels"] == ["aaa", "new", "left thing", "right thing"]
