@@ -167,7 +167,9 @@ class _Run:
 
     def _train(self, bundle: BundleInfo, epochs: int) -> None:
         stages = self.experiment.content.get("stages")
-        settings: dict[str, Any] = {"resume": True, "epochs": epochs}
+        # What is prepared is shared: many experiments look at the same images in the same way.
+        shared = self.plan.overrides.get("cache_dir", str(self.plan.out.resolve() / "prepared"))
+        settings: dict[str, Any] = {"resume": True, "epochs": epochs, "cache_dir": shared}
         if stages and "stages" not in self.plan.overrides:
             settings["stages"] = scaled_stages(stages, epochs)
         self._call("training", bundle, ("train",), settings)

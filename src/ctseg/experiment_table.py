@@ -91,7 +91,7 @@ def _changes(state: Mapping[str, Any]) -> list[str]:
     """What was run otherwise than the experiment's file says, so that nobody takes it for that."""
     own, planned = state.get("own_epochs"), state.get("planned")
     changes = [f"{planned} epochs instead of {own}"] if own is not None and own != planned else []
-    usual = ("num_workers", "cache_rate", "progress", "track")  # that change no result
+    usual = ("num_workers", "cache_dir", "cache_rate", "progress", "track")  # that change no result
     overrides: Mapping[str, Any] = (state.get("settings") or {}).get("--set") or {}
     return changes + [f"{place}={json.dumps(value)}" for place, value in overrides.items() if place not in usual]
 
