@@ -129,6 +129,7 @@ def test_killed_gone_on_with_and_compared(
     assert (done["ours_patient_iou"], done["ours_patient_dice"]) == (iou["mean"], dice["mean"])
     assert (done["patients"], done["training_patients"], done["slices"]) == (2, 3, 2)
     assert set(dice["values"]) == {"p3", "p4"}, "no test patient was looked at"
+    assert done["changed"] == "8 epochs instead of 30", "num_workers changes no result"
     assert done["seconds"] == pytest.approx(history.seconds, abs=0.1)
     broken, nowhere = rows["liver_ct/broken"], rows["spleen_ct/nowhere"]
     assert broken["status"] == nowhere["status"] == "failed"
@@ -285,8 +286,9 @@ def finished(out: Path, name: str, theirs: dict[str, float], **reports: Any) -> 
     state = {
         "status": "finished", "theirs": theirs, "planned": 3, "bundle": "b 0.1.0", "patients": {"train": 7},
         "evaluated": {"split": "validation", "epochs": 3}, "reason": "",
-        "settings": {"--data": "/somewhere/liver", "the datalist": "0123456789abcdef"},
+        "settings": {"--data": "/somewhere/liver", "the datalist": "0123456789abcdef", "--set": {"loss#name": "dice"}},
     }  # fmt: skip
+    state |= {"own_epochs": 3}
     (folder / "run.json").write_text(json.dumps(state))
     (folder / "history.csv").write_text("epoch,seconds,train_loss\n1,2.0,1\n2,2.5,1\n3,2.5,\n")
     for report, content in reports.items():
@@ -326,6 +328,7 @@ def test_the_table_puts_their_figure_beside_ours(tmp_path: Path) -> None:
         "3",
         "7.0",
     )
+    assert x["changed"] == 'loss#name="dice"'
     assert x["data"] == "liver, datalist 01234567"
     assert (y["metric"], y["theirs"], y["theirs_recall"]) == ("f1", "0.9405", "0.9803")
     assert (y["ours_their_way"], y["ours_recall"], y["ours_precision"], y["patients"]) == ("0.91", "0.97", "0.86", "9")

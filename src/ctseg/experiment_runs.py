@@ -131,7 +131,8 @@ class _Run:
         """
         bundle = bundle_of(self.experiment, self.plan.bundles)
         self._check_settings(bundle)
-        epochs = self.plan.epochs or int(self.experiment.content.get("epochs") or _declared(bundle, "epochs"))
+        own = int(self.experiment.content.get("epochs") or _declared(bundle, "epochs"))
+        epochs = self.plan.epochs or own
         trained, done = self.state.get("trained"), {"split": self.plan.split, "epochs": epochs}
         if trained == epochs and self.state.get("evaluated") == done:
             self.say("  is finished already")
@@ -139,7 +140,7 @@ class _Run:
         if isinstance(trained, int) and trained > epochs:
             raise ConfigError(f"it was trained for {trained} epochs already, more than {epochs}; name another --out")
         self.save(status=INTERRUPTED, reason="was ended from outside; run the same command again to go on")
-        self.save(bundle=f"{bundle.name} {bundle.version}", planned=epochs)
+        self.save(bundle=f"{bundle.name} {bundle.version}", planned=epochs, own_epochs=own)
         if trained != epochs:
             self._train(bundle, epochs)
         self._evaluate(bundle, done)
@@ -166,7 +167,9 @@ class _Run:
 
     def _train(self, bundle: BundleInfo, epochs: int) -> None:
         stages = self.experiment.content.get("stages")
-        settings: dict[str, Any] = {"resume": True, "epochs": epochs}
+        # What is prepared is shared: many experiments look at the same images in the same way.
+        shared = self.plan.overrides.get("cache_dir", str(self.plan.out.resolve() / "prepared"))
+        settings: dict[str, Any] = {"resume": True, "epochs": epochs, "cache_dir": shared}
         if stages and "stages" not in self.plan.overrides:
             settings["stages"] = scaled_stages(stages, epochs)
         self._call("training", bundle, ("train",), settings)

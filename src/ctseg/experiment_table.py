@@ -31,6 +31,7 @@ COLUMNS = {
     "epochs": "epochs",
     "planned": "planned",
     "seconds": "seconds of training",
+    "changed": "changed in the experiment",
     "data": "data",
     "bundle": "bundle",
     "reason": "why not",
@@ -71,6 +72,7 @@ def row_of(folder: Path) -> dict[str, Any]:
     settings = state.get("settings") or {}
     if "--data" in settings:
         row["data"] = f"{Path(settings['--data']).name}, datalist {settings['the datalist'][:8]}"
+    row["changed"] = "; ".join(_changes(state))
     row["training_patients"] = (state.get("patients") or {}).get("train")
     theirs: Mapping[str, float] = state.get("theirs") or {}
     row["metric"] = next((name for name in ("iou", "f1", "recall") if name in theirs), None)
@@ -83,6 +85,15 @@ def row_of(folder: Path) -> dict[str, Any]:
         row.setdefault(f"theirs_{extra}", theirs.get(extra))
         row.setdefault(f"ours_{extra}", None)
     return row
+
+
+def _changes(state: Mapping[str, Any]) -> list[str]:
+    """What was run otherwise than the experiment's file says, so that nobody takes it for that."""
+    own, planned = state.get("own_epochs"), state.get("planned")
+    changes = [f"{planned} epochs instead of {own}"] if own is not None and own != planned else []
+    usual = ("num_workers", "cache_dir", "cache_rate", "progress", "track")  # that change no result
+    overrides: Mapping[str, Any] = (state.get("settings") or {}).get("--set") or {}
+    return changes + [f"{place}={json.dumps(value)}" for place, value in overrides.items() if place not in usual]
 
 
 def _trained(folder: Path) -> dict[str, Any]:
