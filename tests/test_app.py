@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -12,16 +13,18 @@ import numpy as np
 import pytest
 from helpers_app import (  # noqa: F401 - fixtures
     StubPredictor,
+    build_app,
     fixture_app,
     fixture_bundles,
     fixture_studies,
     fixture_under_test,
     sibling,
 )
-from helpers_server import add_weights, oblique_affine
+from helpers_server import add_weights, oblique_affine, write_fake_bundle
 
 from ctseg.devices import inference_device
 from ctseg.errors import BundleError, DeviceError, GeometryError
+from ctseg.presence import SlicePresence
 from ctseg.registry import app_root, find_bundles
 from ctseg.volume import Volume
 
@@ -56,7 +59,7 @@ def test_broken_bundle_is_left_out_and_named_when_asked_for(bundles: Path, tmp_p
 
 
 def test_without_conf_the_shipped_bundles_are_served() -> None:
-    shipped = [name for name, info in find_bundles().items() if info.segments]
+    shipped = [name for name, info in find_bundles().items() if info.segments or info.classifies]
     if not shipped:
         pytest.skip("no bundle ships in this tree yet")
     assert list(sibling("app_choice").choose_bundles({})) == shipped
@@ -190,3 +193,40 @@ def test_device_from_a_client_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> 
     for unknown in ("cuda:2", "abacus", {"a": 1}):
         with pytest.raises(DeviceError, match="device"):
             wanted(unknown)
+
+
+class StubClassifier:
+    """Finds the organ on the second of the slices."""
+
+    def __init__(self, bundle: Any, device: str) -> None:
+        self.bundle = bundle
+
+    def predict(self, source: Path) -> SlicePresence:
+        """Answer as `ctseg.presence.PresencePredictor` does."""
+        image = nib.load(source)
+        volume = Volume(np.asarray(image.dataobj), image.affine, image.affine, source, "nifti", image.header)
+        probability = np.full((image.shape[2], 1), 0.1, np.float32)
+        probability[1] = 0.8
+        positions = np.arange(float(image.shape[2]))
+        return SlicePresence(
+            volume, tuple(self.bundle.labels), probability, positions, 2, 0.5, {"network": 0.4}, "cpu", self.bundle
+        )
+
+
+def test_a_classifier_is_listed_as_such_and_answers_with_a_table(tmp_path: Path, monkeypatch: Any) -> None:
+    write_fake_bundle(tmp_path / "bundles", "zzz_ct_classification", {"zzz": 1})
+    file = tmp_path / "bundles" / "zzz_ct_classification" / "configs" / "metadata.json"
+    file.write_text(file.read_text().replace('"format": "segmentation"', '"format": "classification"'))
+    app, studies = (one := build_app(tmp_path, monkeypatch)).app, one.studies
+    assert app.info()["models"]["zzz_ct_classification"]["type"] == "classification"
+    assert app.info()["models"]["aaa_ct_segmentation"]["type"] == "segmentation"
+    app._infers["zzz_ct_classification"]._load = StubClassifier
+    answer = app.infer({"model": "zzz_ct_classification", "image": "case1", "save_label": True})
+    assert answer["file"] is None and answer["label"] is None
+    assert not list(studies.rglob("*mask*"))
+    presence = json.loads(json.dumps(answer["params"]))["presence"]
+    assert [row["present"]["zzz"] for row in presence["slices"]] == [False, True, False, False, False, False]
+    assert presence["organs"][0]["summary"] == "zzz: present on 1 of 6 slices: 2"
+    assert answer["params"]["label_names"] == {"zzz": 1}
+    with pytest.raises(Exception, match="nope"):
+        app.infer({"model": "zzz_ct_classification", "image": "nope"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -17,11 +18,13 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from ctseg.building import build_bundle
 from ctseg.cli import main
+from ctseg.datalist import read_cases
 from ctseg.errors import ConfigError
 from ctseg.prediction import Predictor
 from ctseg.reading import read_volume
 from ctseg.registry import get_bundle
 from ctseg.study import Predictors, Study
+from ctseg.transforms import LoadLabeld, LoadVolumed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -205,6 +208,39 @@ def test_a_label_file_without_the_organ_is_a_sentence(bundles: Path, tmp_path: P
         assert isinstance(refused.value.__cause__, ConfigError)
         assert "takes 'organ' as an input channel" in str(refused.value.__cause__)
         assert said in str(refused.value.__cause__)
+
+
+def test_either_takes_the_label_where_it_names_the_organ(bundles: Path, ct: Path, tmp_path: Path) -> None:
+    parser, case = training_item(bundles / SECOND, tmp_path, organs_from="either")
+    steps = parser.get_parsed_content("validate#preprocessing")
+    drawn = steps(dict(case))["image"][1]
+    strict, _ = training_item(bundles / SECOND, tmp_path)
+    assert torch.equal(drawn, strict.get_parsed_content("validate#preprocessing")(dict(case))["image"][1])
+    found = steps({**case, "mask_values": {"9": "second"}})["image"]
+    assert torch.equal(found.as_tensor(), prepared(bundles / SECOND, Path(case["image"])).as_tensor())
+    with pytest.raises(ConfigError, match=r"organs_from is 'labels': expected one of label, bundle, either"):
+        LoadLabeld("label", ["second"], organs=["organ"], organs_from="labels")
+
+
+def test_a_label_volume_of_the_callers_is_not_written_over() -> None:
+    from helpers_prediction import make_labels, make_volume
+
+    volume = dataclasses.replace(make_volume(), array=make_labels().astype(np.int16) * 9)
+    item = LoadLabeld("label", ["a"])({"label": volume, "mask_values": {"9": "a"}})
+    assert item["label"].max() == 1 and volume.array.max() == 9
+
+
+def test_preparing_a_collection_joins_the_input_organs(tmp_path: Path) -> None:
+    from helpers_collections import GALLBLADDER, LIVER, write_totalsegmentator
+
+    source = write_totalsegmentator(tmp_path / "ts")
+    task = str(ROOT / "bundles" / "gallbladder_ct_segmentation")
+    assert main(["prepare", str(source), "-o", str(tmp_path / "data"), "--task", task]) == 0
+    report = json.loads((tmp_path / "data" / "prepare-report.json").read_text())
+    assert all({"gallbladder", "liver"} == set(case["voxels"]) for case in report["cases"])
+    case = read_cases(tmp_path / "data")[0]
+    item = LoadLabeld("label", ["gallbladder"], organs=["liver"])(LoadVolumed("image")(case))
+    assert (int(item["label"].sum()), int(item["organs"].sum())) == (GALLBLADDER + 1, LIVER - 1)  # the first one wins
 
 
 def test_evaluation_takes_the_mask_as_in_use(bundles: Path, tmp_path: Path) -> None:

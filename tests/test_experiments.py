@@ -12,13 +12,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from ctseg.building import load_yaml
 from ctseg.organslices import KeepOrganSlicesd
 from ctseg.training import Monitor
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "configs" / "experiments"
 TRAIN = ROOT / "bundles" / "liver_ct_segmentation" / "configs" / "train.json"
-OVER = {"gallbladder_ct": "gallbladder_ct_segmentation"}  # the others are laid over the liver's
 
 # Copied by hand from the reference system's tables: network, loss, optimiser, first and last learning rate (with the
 # steps worked out), epochs, window, their figure.
@@ -66,14 +66,16 @@ WITH_LIVER_MASK = {
 }  # fmt: skip
 
 
-def train_of(task: str) -> Path:
-    return ROOT / "bundles" / OVER.get(task, "liver_ct_segmentation") / "configs" / "train.json"
+def train_of(name: str) -> Path:
+    """The train.json of the bundle that an experiment is for: that of its task where there is one."""
+    task = ROOT / "configs" / "tasks" / f"{name.partition('/')[0]}.yaml"
+    return ROOT / "bundles" / load_yaml(task)["bundle"] / "configs" / "train.json" if task.is_file() else TRAIN
 
 
 def parser_of(name: str) -> ConfigParser:
     """The experiment laid over its bundle, as on the command line, without data and without a hub."""
     parser = ConfigParser()
-    parser.read_config([str(train_of(name.partition("/")[0])), str(EXPERIMENTS / f"{name}.yaml")])
+    parser.read_config([str(train_of(name)), str(EXPERIMENTS / f"{name}.yaml")])
     parser["device"] = "cpu"
     parser["train"]["dataloader"] = "$[None, None]"  # two iterations an epoch
     if "encoder_weights" in parser["network_def"]:
@@ -110,7 +112,9 @@ def test_says_what_the_table_says_and_takes_a_step(name: str) -> None:
     logits = network.train()(torch.rand(2, channels, 32, 32))
     assert logits.shape == ((2, 1) if name.partition("/")[0].endswith("presence") else (2, 1, 32, 32))
     before = [parameter.detach().flatten()[:64].clone() for parameter in network.parameters()]
-    value = parser.get_parsed_content("loss")(logits, torch.randint(0, 2, logits.shape))
+    loss_function = parser["train"]["trainer"]["loss_function"]
+    made_loss = parser.get_parsed_content("train::trainer::loss_function" if loss_function != "@loss" else "loss")
+    value = made_loss(logits, torch.randint(0, 2, logits.shape))
     value.backward()
     made.step()
     assert value.isfinite()
@@ -161,7 +165,7 @@ def experiment(name: str, tiny_dataset: Path, folder: Path, task: str = "liver_c
         "dataset_dir": str(tiny_dataset), "datalist": "liver.json", "device": "cpu", "batch_size": 2,
         "num_workers": 0, "ckpt_dir": str(folder), "spacing": [4.0, 4.0, 5.0], "patch": [64, 64],
     }  # fmt: skip
-    files = [str(train_of(task)), str(EXPERIMENTS / task / f"{name}.yaml")]
+    files = [str(train_of(f"{task}/{name}")), str(EXPERIMENTS / task / f"{name}.yaml")]
     return ConfigWorkflow(files, workflow_type="train", logging_file=False, **{**options, **overrides})
 
 
@@ -198,6 +202,25 @@ def test_a_gallbladder_experiment_trains_with_and_without_the_livers_mask(
     run.run()
     assert set(seen) == {channels}
     assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(TABLE) if "resnet18" in name and "_presence/" in name])
+def test_a_presence_experiment_trains_and_follows_its_metric(name: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_dataset / "datalist.json").read_text())
+    organ = name.partition("_")[0]
+    (tiny_dataset / f"{organ}.json").write_text(json.dumps({**content, "mask_values": {"1": organ}}))
+    options = {
+        "dataset_dir": str(tiny_dataset), "datalist": f"{organ}.json", "device": "cpu", "batch_size": 2, "epochs": 1,
+        "num_workers": 0, "ckpt_dir": str(tmp_path), "spacing": [4.0, 4.0], "patch": [32, 32], "monitor": "val_recall",
+        "network_def#encoder_weights": None, "slices_per_case": 2,
+    }  # fmt: skip
+    files = [str(train_of(name)), str(EXPERIMENTS / f"{name}.yaml")]
+    run = ConfigWorkflow(files, workflow_type="train", logging_file=False, **options)
+    run.run()
+    assert (tmp_path / "model.pt").is_file()
+    evaluator = run.parser.get_parsed_content("validate::evaluator")
+    assert set(evaluator.state.metrics) == {"val_f1", "val_recall", "val_precision", "val_accuracy"}
+    assert evaluator.state.best_metric == evaluator.state.metrics["val_recall"]
 
 
 def test_the_switches_reach_their_places(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -213,6 +213,8 @@ def test_the_four_ways_are_gated_alike(gated: Path, tmp_path: Path) -> None:
     ).run()  # fmt: skip
     by_run = np.asarray(nibabel.load(tmp_path / "run" / "ct" / "mask.nii.gz").dataobj)
     assert np.array_equal(by_run, found.label_map)
+    # Without it: probes 0, 4 ... 28 and 29, of which 20 and 24 hit, so 15 to 29: 9 probes and 10 more.
+    assert Predictor(get_bundle(SECOND, gated), "cpu", {"gate": "$None"}).predict(ct).slices == SlicesRun(19, 30)
     options = ["--device", "cpu", "--output", "nifti,json", "--task", str(gated / SECOND)]
     assert main(["segment", str(ct), "-o", str(tmp_path / "out"), *options]) == 0
     by_command = np.asarray(nibabel.load(tmp_path / "out" / "mask.nii.gz").dataobj)

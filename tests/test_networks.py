@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import segmentation_models_pytorch as smp
 import torch
 from monai.networks.nets import SegResNet
 
-from ctseg.errors import ConfigError
+from ctseg.errors import BundleError, ConfigError
 from ctseg.networks import encoder_of, freeze, make_classifier, make_monai_network, make_segmenter
 
 
@@ -128,3 +129,21 @@ def test_monais_networks_by_name() -> None:
 def test_refusals(make: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+def test_a_classifier_cut_at_a_depth_starts_from_a_segmenters_encoder(tmp_path: Path) -> None:
+    """Depth 4 of a ResNet is its third stage: 256 channels on a grid of a sixteenth."""
+    segmenter = make_segmenter("unet", "tu-resnet18", depth=4).eval()
+    path = tmp_path / "segmenter.pt"
+    torch.save(segmenter.state_dict(), path)
+    classifier = make_classifier("resnet18", classes=2, depth=4, encoder_file=str(path)).eval()
+    image = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        features = segmenter.encoder(image)[-1]
+        assert features.shape == (2, 256, 4, 4)
+        torch.testing.assert_close(classifier.encoder(image), features.mean(dim=(2, 3)))
+        assert classifier(image).shape == (2, 2)
+    with pytest.raises(ConfigError, match=r"encoder in .*segmenter\.pt does not fit.*encoder_file"):
+        make_classifier("resnet18", depth=3, encoder_file=str(path))
+    with pytest.raises(BundleError, match="no weights at"):
+        make_classifier("resnet18", depth=4, encoder_file=str(tmp_path / "nothing.pt"))

@@ -1,4 +1,4 @@
-"""Which bundles the server offers: all that segment, or those that `--conf models a,b` names."""
+"""Which bundles the server offers: all that segment or classify, or those that `--conf models a,b` names."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def choose_bundles(conf: Mapping[str, str]) -> dict[str, BundleInfo]:
     """
     root = Path(conf["bundles"]).resolve() if str(conf.get("bundles") or "").strip() else bundles_root()
     found = find_bundles(root)
-    usable = {name: info for name, info in found.items() if info.segments}
+    usable = {name: info for name, info in found.items() if info.segments or info.classifies}
     for name in found.keys() - usable.keys():
         logger.warning(
-            "Not served: %s", found[name].problem or f"bundle {name} answers with something else than a mask"
+            "Not served: %s", found[name].problem or f"bundle {name} answers with something else than a mask or a table"
         )
     if not usable:
         raise BundleError(

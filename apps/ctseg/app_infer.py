@@ -33,6 +33,13 @@ def load_predictor(info: BundleInfo, device: str) -> Predictor:
     return Predictor(info, device)
 
 
+def load_classifier(info: BundleInfo, device: str) -> Any:
+    """Load the network and weights of a bundle that classifies: a `ctseg.presence.PresencePredictor`."""
+    from ctseg.presence import PresencePredictor
+
+    return PresencePredictor(info, device)
+
+
 def wanted_device(asked: Any) -> str:
     """Turn what a client sends into a torch device.
 

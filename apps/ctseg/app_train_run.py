@@ -223,8 +223,10 @@ class Progress:
         self._losses.clear()
         validated = evaluator.state.epoch == epoch
         metrics = {name: float(value) for name, value in evaluator.state.metrics.items()} if validated else {}
-        dice = metrics.get("val_mean_dice")
-        self.stats["history"].append({"epoch": epoch, "loss": loss, "dice": dice})
+        key = getattr(evaluator.state, "key_metric_name", None) or "val_mean_dice"
+        shown = "dice" if key == "val_mean_dice" else str(key).removeprefix("val_")
+        dice = metrics.get(key)
+        self.stats["history"].append({"epoch": epoch, "loss": loss, shown: dice})
         self.stats |= {"epoch": epoch, "current_time": self._passed()}
         self.stats["train"] = {"metrics": {"train_loss": loss}}
         if dice is not None and math.isfinite(dice) and (self.best is None or dice > self.best):
@@ -232,9 +234,9 @@ class Progress:
             self.stats["best_metric_epoch"] = epoch
         if validated:
             best = {"best_metric": self.best, "best_metric_epoch": self.stats.get("best_metric_epoch")}
-            self.stats["eval"] = {"metrics": metrics, "key_metric_name": "val_mean_dice", **best}
+            self.stats["eval"] = {"metrics": metrics, "key_metric_name": key, **best}
         self.write()
-        said = f", validation Dice {dice:.4f}" if dice is not None else ""
+        said = f", validation {shown.capitalize()} {dice:.4f}" if dice is not None else ""
         logger.info("Epoch %d of %d: loss %.4f%s", epoch, self.stats["total_epochs"], loss, said)
 
     def _passed(self) -> str:

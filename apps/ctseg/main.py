@@ -17,6 +17,7 @@ from typing import Any
 from app_access import listen_safely, live_config, read_access
 from app_audit import Audit
 from app_choice import choose_bundles, offers, stop_start
+from app_classify import ClassificationTask
 from app_http import harden, private_folder, refused, sentence_for
 from app_infer import SegmentationTask
 from app_organs import Networks, organ_tasks
@@ -124,7 +125,9 @@ class CtsegApp(MONAILabelApp):
         lock = threading.Lock()
         self._networks = Networks(self._bundles, lock)
         tasks: dict[str, InferTask] = {
-            name: SegmentationTask(info, self._private, lock, self._networks.load)
+            name: (ClassificationTask if info.classifies else SegmentationTask)(
+                info, self._private, lock, load=self._networks.load
+            )
             for name, info in self._bundles.items()
         }
         several = organ_tasks(self._bundles, self._networks, self._private)
@@ -158,7 +161,8 @@ class CtsegApp(MONAILabelApp):
             datastore: where to look; None takes the app's own.
 
         Returns:
-            `file` (the mask, in the private folder; MONAI Label deletes it once sent), `label`, `tag`, `params`.
+            `file` (the mask, in the private folder; MONAI Label deletes it once sent), `label`, `tag`, `params`. A
+            classifier's answer is all in `params`: `file` and `label` are None, and nothing is saved as a label.
 
         Raises:
             HTTPException: 4xx with one sentence for anything the caller can mend.
@@ -176,7 +180,7 @@ class CtsegApp(MONAILabelApp):
                 raise
             raise refused(*sentence_for(error, path, image_id or "the uploaded image")) from error
         label = file
-        if image_id and str(request.get("save_label", False)).lower() in ("true", "1", "yes"):
+        if file and image_id and str(request.get("save_label", False)).lower() in ("true", "1", "yes"):
             label = store.save_label(image_id, file, tag, {"model": request["model"], "params": params})
             self._audit.record("prediction kept as label", case=image_id, tag=tag, model=request["model"])
         return {"label": label, "tag": tag, "file": file, "params": params}

@@ -51,6 +51,25 @@ class Classifier(nn.Module):
         return self.head(self.encoder(image))
 
 
+class CutEncoder(nn.Module):
+    """A timm encoder up to one of its halvings, averaged over the image: (B, channels).
+
+    Its names are those of segmentation-models-pytorch's timm encoders (`tu-NAME`), so that one's weights fit the other.
+
+    Args:
+        model: timm's `features_only` network with one output.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.head_hidden_size = int(model.feature_info.channels()[-1])  # type: ignore[union-attr,operator]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the mean of each channel."""
+        return self.model(image)[-1].mean(dim=(2, 3))
+
+
 @said_plainly
 def make_segmenter(
     architecture: str,
@@ -127,9 +146,11 @@ def make_classifier(
     encoder: str,
     in_channels: int = 1,
     classes: int = 1,
+    depth: int | None = None,
     encoder_weights: str | bool | None = None,
     first_layer: str = "adapt",
     freeze_encoder: bool = False,
+    encoder_file: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Return a classifier of 2D images with an encoder of timm: vgg16_bn, resnet18, resnext50_32x4d, densenet121, ...
@@ -138,13 +159,17 @@ def make_classifier(
         encoder: its name in timm; a tag of pretrained weights may follow a dot.
         in_channels: channels of the image.
         classes: logits.
+        depth: how often the encoder halves its grid, 4 leaves a ResNet's last stage out; None takes the whole encoder.
         encoder_weights: anything but None or false asks for timm's pretrained weights.
         first_layer: as for `make_segmenter`.
         freeze_encoder: keep the encoder as it is, batch norms too; the head learns.
+        encoder_file: file of tensors to start the encoder from: the part `encoder.` of another network's weights, for
+            example of a segmenter with the same encoder (`tu-NAME`) and depth.
         options: further ones of timm's model, for example drop_rate.
 
     Raises:
-        ConfigError: as `make_segmenter`.
+        ConfigError: as `make_segmenter`, or when the file's encoder does not fit.
+        BundleError: when the file cannot be read as tensors.
     """
     import timm
 
@@ -153,10 +178,16 @@ def make_classifier(
         raise ConfigError(_unknown("encoder", encoder, known) + " (and the other models of timm).")
 
     def build(channels: int) -> nn.Module:
-        made = timm.create_model(encoder, pretrained=bool(encoder_weights), in_chans=channels, num_classes=0, **options)
-        return Classifier(made, classes)
+        common = {"pretrained": bool(encoder_weights), "in_chans": channels, **options}
+        if depth is None:
+            return Classifier(timm.create_model(encoder, num_classes=0, **common), classes)
+        made = timm.create_model(encoder, features_only=True, out_indices=(depth - 1,), **common)
+        return Classifier(CutEncoder(made), classes)
 
-    return _finish(build, f"classifier {encoder}", in_channels, first_layer, encoder_weights, freeze_encoder)
+    network = _finish(build, f"classifier {encoder}", in_channels, first_layer, encoder_weights, freeze_encoder)
+    if encoder_file:
+        _load_encoder(encoder_of(network), encoder_file)
+    return network
 
 
 @said_plainly
@@ -177,6 +208,20 @@ def make_monai_network(name: str, **options: Any) -> nn.Module:
         return known[name](**options)
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"MONAI's network {name} does not take the options {options}: {error}") from error
+
+
+def _load_encoder(encoder: nn.Module, path: str) -> None:
+    from ctseg.weights import read_weights
+
+    weights = {key[len("encoder.") :]: value for key, value in read_weights(path).items() if key.startswith("encoder.")}
+    try:
+        encoder.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"The encoder in {path} does not fit this classifier's ({first}): expected the same encoder, depth and "
+            "channels; correct network_def#encoder_file, or train without it."
+        ) from error
 
 
 def encoder_of(network: nn.Module) -> nn.Module:

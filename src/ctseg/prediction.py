@@ -112,7 +112,7 @@ class Predictor:
         parser["device"] = self.device
         for name, value in (overrides or {}).items():
             parser[name] = value
-        self._gate: str | None = {**self._values, **(overrides or {})}.get("gate")
+        self._gate: str | None = self._part(parser, "gate") if "gate" in parser else None
         self._preprocessing = self._part(parser, "preprocessing")
         self._postprocessing = _without_saving(self._part(parser, "postprocessing"))
         self._inferer = self._part(parser, "inferer")
@@ -161,6 +161,11 @@ class Predictor:
             volume, study = self._read(source)
         with self._lock:
             return volume, self._run(volume, study, seconds, progress), seconds
+
+    @property
+    def network(self) -> Any:
+        """The bundle's network with its weights, for whoever runs it in another way."""
+        return self._network
 
     def value(self, name: str) -> Any:
         """Return a plain value of the bundle's `inference.json`, None where it has none of that name."""

@@ -81,10 +81,12 @@ def prepare(
             with the ledger. What is wrong with a case never raises; it is in `refused`.
     """
     earlier = _earlier(request)
-    layout = Layout((*bundle.labels, *request.structures), request.columns, request.flags)
+    # What the network takes beside the image is joined as well, without being asked for.
+    more = (*bundle.input_organs, *request.structures)
+    layout = Layout((*bundle.labels, *more), request.columns, request.flags)
     collection = find_collection(request.source, request.kind, layout)
     say(f"found {collection.saw}")
-    codes = codes_of(collection, bundle, request.structures)
+    codes = codes_of(collection, bundle, more)
     values = {**collection.values, **request.values}
     check_values(collection, values, bundle, request.structures)
     keys = slice_keys(collection, request)

@@ -63,13 +63,14 @@ class LoadLabeld(MapTransform):
             table = self._table(item.get("mask_values"), volume.array)
             label = to_tensor(volume, patient=item.get("patient"))
             values = item.get("mask_values")
-            if self._takes_organs(values):  # before the label's memory, which is the volume's, is written over
+            if self._takes_organs(values):
                 masks = np.stack([self._organ(name, values, volume.array) for name in self.organs])
                 item["organs"] = MetaTensor(torch.from_numpy(masks), affine=label.affine)
             classes = np.zeros(volume.shape, dtype=np.uint8)
             for value, index in table.items():
                 classes[volume.array == value] = index
-            label.set_array(torch.from_numpy(classes)[None])
+            # A tensor of its own: the memory of the one that was read is the volume's, which a caller may keep.
+            label = MetaTensor(torch.from_numpy(classes)[None], meta=label.meta)
             if self.image_key in item:
                 image = item[self.image_key]
                 place, own = (np.asarray(one.affine, dtype=np.float64) for one in (image, label))

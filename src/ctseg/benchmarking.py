@@ -1,0 +1,121 @@
+"""What the benchmarks share: a long CT, the naive way of the reference system, agreement of masks, the machine.
+
+The naive way runs a network slice by slice, one forward pass each in float32: a slice is windowed, resized to the
+network's pixel size (or kept at the scanner's, "full"), and its probabilities are resized back and thresholded there.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from monai.data import MetaTensor
+
+    from ctseg.prediction import Predictor
+
+LONG = (512, 512, 300)
+_DIVISOR = 16
+
+
+def longer(ct: Path, out: Path, shape: Sequence[int] = LONG) -> Path:
+    """Write the same patient in so many voxels, so in other spacings, and return the file.
+
+    Args:
+        ct: a NIfTI CT.
+        out: the new NIfTI file.
+        shape: its size (I, J, K).
+    """
+    import nibabel
+    from scipy.ndimage import zoom
+
+    image: Any = nibabel.load(ct)
+    factors = np.array(shape) / image.shape
+    voxels = zoom(np.asarray(image.dataobj, dtype=np.float32), factors, order=1, grid_mode=True, mode="nearest")
+    affine = image.affine @ np.diag([*(1 / factors), 1])
+    affine[:3, 3] = image.affine[:3, 3] + image.affine[:3, :3] @ ((1 / factors - 1) / 2)
+    nibabel.save(nibabel.Nifti1Image(np.round(voxels).astype(np.int16), affine), out)
+    return out
+
+
+def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Return the Dice of two masks of one shape; 1 for two empty ones."""
+    total = int(one.sum()) + int(other.sum())
+    return float(2 * (one & other).sum() / total) if total else 1.0
+
+
+def dice_where_present(mask: NDArray[np.bool_], reference: NDArray[np.bool_], axis: int = 2) -> float:
+    """Return the Dice of two masks, pooled over the slices along `axis` on which the reference has the organ."""
+    here = reference.any(axis=tuple(other for other in range(3) if other != axis))
+    return dice(np.compress(here, mask, axis=axis), np.compress(here, reference, axis=axis))
+
+
+def machine() -> str:
+    """Return versions and processor in one line."""
+    import torch
+
+    from ctseg import __version__
+    from ctseg.inferers import cpu_has_bfloat16
+
+    half = "bfloat16" if cpu_has_bfloat16() else "no bfloat16"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"ctseg {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{torch.get_num_threads()} threads, {capability}, {half}"
+    )
+
+
+class NaiveNetwork:
+    """A bundle's network, run on one slice at a time.
+
+    Args:
+        predictor: the bundle, loaded.
+        image: the study, (1, I, J, K) in LPS, which says the size of a pixel.
+        full: keep the scanner's pixels instead of the network's.
+    """
+
+    def __init__(self, predictor: Predictor, image: MetaTensor, full: bool = False) -> None:
+        window, pixel = predictor.value("window"), predictor.value("spacing")
+        self.network: Any = predictor.network
+        self.low, self.high = float(window[0]), float(window[1])
+        size = [int(n) for n in image.shape[1:3]]
+        spacing = image.affine[:3, :3].norm(dim=0)[:2]
+        scaled = [round(n * float(s) / p) for n, s, p in zip(size, spacing, pixel, strict=False)]
+        self.size, self.wanted = size, size if full else scaled
+
+    def prepared(self, hounsfield: torch.Tensor, masks: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """Return (1, 1 + masks, I', J') for a slice (I, J) in HU and other organs' masks of the same size."""
+        import torch
+        from torch.nn.functional import interpolate, pad
+
+        grey = ((hounsfield[None, None].float() - self.low) / (self.high - self.low)).clip(0, 1)
+        grey = interpolate(grey, size=self.wanted, mode="bilinear", align_corners=False)
+        others = [interpolate(mask[None, None].float(), size=self.wanted, mode="nearest") for mask in masks]
+        height, width = self.wanted
+        return pad(torch.cat([grey, *others], dim=1), (0, -width % _DIVISOR, 0, -height % _DIVISOR))
+
+    def mask(self, hounsfield: torch.Tensor, masks: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """Return the mask (I, J), bool, of a slice."""
+        from torch.nn.functional import interpolate
+
+        found = self.network(self.prepared(hounsfield, masks)).sigmoid()[..., : self.wanted[0], : self.wanted[1]]
+        return interpolate(found, size=self.size, mode="bilinear", align_corners=False)[0, 0] > 0.5
+
+    def answer(self, hounsfield: torch.Tensor) -> float:
+        """Return a classifier's probability for a slice."""
+        return float(self.network(self.prepared(hounsfield)).sigmoid().max())
+
+
+def largest_component(mask: torch.Tensor) -> torch.Tensor:
+    """Return the largest connected piece of a mask (1, I, J, K), as the reference system kept it."""
+    import torch
+    from monai.transforms import KeepLargestConnectedComponent
+
+    kept: Any = KeepLargestConnectedComponent(connectivity=1)(mask)
+    return torch.as_tensor(kept)
