@@ -87,6 +87,21 @@ def write_moved_bundle(root: Path) -> Path:
     return bundle
 
 
+def write_guided_bundle(root: Path) -> Path:
+    """Write a bundle that takes the mask of `core` as its second channel and marks just that."""
+    import torch
+
+    network = {**_NETWORK["network"], "in_channels": 2}
+    needs = {"input_organs": ["core"], "organ_bundles": {"core": "core_ct_segmentation"}}
+    bundle = _build(root, "guided", 5, (200, 200, 40), "78961009", {**_NETWORK, **needs, "network": network})
+    content = io.BytesIO()
+    weight = torch.tensor([0.0, 1000.0]).reshape(1, 2, 1, 1)
+    torch.save({"weight": weight, "bias": torch.tensor([-500.0])}, content)
+    (bundle / "models").mkdir()
+    add_weights(bundle, content.getvalue())
+    return bundle
+
+
 def write_organ_bundles(root: Path) -> Path:
     """Write the two bundles, one of `core` and more that is untrained, and a classifier of `core` and `spare`."""
     _build(root, "shell", SHELL, (200, 40, 40), "10200004", _RULE)

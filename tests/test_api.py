@@ -20,6 +20,7 @@ from helpers_organs import (
     expected_mask,
     lps_affine,
     phantom_hu,
+    write_guided_bundle,
     write_moved_bundle,
     write_organ_bundles,
     write_phantom,
@@ -39,6 +40,7 @@ CODES = ["RAS", "LPS", "PSR", "SAL", "ILP", "RPI"]
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Predictors:
     root = write_organ_bundles(tmp_path_factory.mktemp("organs"))
     write_moved_bundle(root)
+    write_guided_bundle(root)
     return Predictors("cpu", root)
 
 
@@ -154,6 +156,23 @@ def test_organs_priority_codes_and_volumes(warm: Predictors) -> None:
         for name, code in codes.items():
             assert found.volumes_ml[name] == pytest.approx((expected == code).sum() * voxel_ml)
         assert next(iter(found.prediction.seconds)) == "load"
+
+
+def test_what_one_organ_needs_of_another_is_computed_once(warm: Predictors, monkeypatch: pytest.MonkeyPatch) -> None:
+    core, ran = warm.segmenter("core_ct_segmentation"), []
+    inside = core._inferer
+    monkeypatch.setattr(core, "_inferer", lambda *given: ran.append("core") or inside(*given))
+    for organs in (["guided", "core", "shell"], ["core", "guided"], ["guided"]):
+        ran.clear()
+        found = segment_volume(phantom_hu(), affine=lps_affine(), organs=organs, predictors=warm)
+        assert ran == ["core"]
+        core_voxels = expected_core(phantom_hu())
+        np.testing.assert_array_equal(found.mask == found.labels[organs[0]], core_voxels)
+        if "shell" in organs:
+            np.testing.assert_array_equal(
+                found.mask == 3, (expected_mask(phantom_hu(), ("shell", 3)) == 3) & ~core_voxels
+            )
+        assert ("core_ct_segmentation" in found.prediction.seconds) == ("core" not in organs)
 
 
 def test_slices_of_every_shape_and_view(warm: Predictors) -> None:

@@ -154,14 +154,15 @@ def test_each_bundle_runs_once_and_the_first_named_wins(tmp_path: Path) -> None:
 
     def predict(info: BundleInfo) -> Prediction:
         ran.append(info.name)
-        return Prediction(grid, maps[info.path], info.labels, {"read": 0.5, "network": 2.0}, "cpu", info)
+        waited = {"third_ct_segmentation": 9.0, "another": 1.0} if info.name == "pair_ct_segmentation" else {}
+        return Prediction(grid, maps[info.path], info.labels, {"read": 0.5, **waited, "network": 2.0}, "cpu", info)
 
     bundles = find_bundles(tmp_path)
     found = predict_organs(choose_organs(["right", "third", "left"], bundles), predict)
     assert ran == ["pair_ct_segmentation", "third_ct_segmentation"]
     assert found.labels == {"right": 1, "third": 2, "left": 3}, "1, 2, 1 are not distinct: numbered"
     np.testing.assert_array_equal(found.label_map, [[[3, 2, 1, 2]]])
-    assert found.seconds == {"read": 1.0, "network": 4.0}
+    assert found.seconds == {"read": 1.0, "another": 1.0, "network": 4.0}, "a wait for a part is that part's time"
     assert [part.bundle.name for part in found.parts] == ran
     assert Selection(found.bundle, ()).labels == found.bundle.labels
 

@@ -25,7 +25,7 @@ from ctseg.organchoice import Selection, choose_organs, combined_bundle, ordered
 from ctseg.registry import BundleInfo, find_bundles
 
 if TYPE_CHECKING:
-    from ctseg.prediction import Prediction, Predictor
+    from ctseg.prediction import Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ class Networks:
         offered = {name: info for name, info in found.items() if name in self._served or not info.segments}
         return {name: self._in_use(info) for name, info in offered.items()}
 
-    def load(self, info: BundleInfo, device: str) -> Predictor:
-        """Return a bundle's network, loaded when first asked for."""
-        network: Predictor = self._on(device).segmenter(info)
-        return network
+    def load(self, info: BundleInfo, device: str) -> Any:
+        """Return a bundle's network, loaded when first asked for: a `Predictor` or a `PresencePredictor`."""
+        networks = self._on(device)
+        return networks.classifier(info) if info.classifies else networks.segmenter(info)
 
     def segment(self, image: Path, selection: Selection, device: str) -> Prediction:
         """Segment one image; requests queue.

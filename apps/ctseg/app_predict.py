@@ -190,6 +190,8 @@ def _meshed(networks: Networks, path: Path, told: Any, output: str, faces: int |
     organs = {name: code for info in networks.bundles().values() for name, code in info.labels.items()}
     named = named_values(told, organs) or {}
     labels = {named.get(value, f"label_{value}"): value for value in present}
+    if len(labels) < len(present):
+        raise InputError("two values of the mask have one name in labels: expected a name for each value")
     return _surfaces(
         volume, volume.array.astype(np.uint8), labels, output, faces, each, _colors(networks.bundles().values())
     )

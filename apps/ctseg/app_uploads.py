@@ -51,7 +51,7 @@ def json_field(form: FormData, name: str, what: str) -> Any:
         return None
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise refused(400, f"the field {name} is no valid JSON ({error}): expected {what}") from error
 
 

@@ -141,9 +141,9 @@ class CtsegApp(MONAILabelApp):
         lock = threading.Lock()
         self._networks = Networks(self._bundles, lock, self._in_use)
         tasks: dict[str, InferTask] = {
-            name: ClassificationTask(info, self._private, lock, in_use=self._in_use)
-            if info.classifies
-            else SegmentationTask(info, self._private, lock, self._networks.load, self._in_use)
+            name: (ClassificationTask if info.classifies else SegmentationTask)(
+                info, self._private, lock, load=self._networks.load, in_use=self._in_use
+            )
             for name, info in self._bundles.items()
         }
         several = organ_tasks(self._bundles, self._networks, self._private)

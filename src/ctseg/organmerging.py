@@ -24,7 +24,8 @@ def predict_organs(choices: Sequence[OrganChoice], predict: Callable[[BundleInfo
 
     Returns:
         One prediction: its labels are the organs with their codes in the answer, in the order of the request, its
-        `parts` the bundles that ran, its seconds the sums over these.
+        `parts` the bundles that ran, its seconds the sums over these. One bundle's waiting for another of them is left
+        out, for it is the other's own time.
     """
     from ctseg.prediction import Part
 
@@ -34,10 +35,12 @@ def predict_organs(choices: Sequence[OrganChoice], predict: Callable[[BundleInfo
             found[bundle.path] = predict(bundle)
     codes = {choice.name: choice.code for choice in choices}
     masks = [(choice.name, found[choice.bundle.path].label_map == choice.own_code) for choice in choices]
+    ran = {prediction.bundle.name for prediction in found.values()}
     seconds: dict[str, float] = {}
     for prediction in found.values():
         for stage, value in prediction.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
+            if stage not in ran:
+                seconds[stage] = seconds.get(stage, 0.0) + value
     return dataclasses.replace(
         found[choices[0].bundle.path],
         label_map=merge(masks, codes),

@@ -329,6 +329,8 @@ def test_surfaces_of_a_finished_mask(server: Server) -> None:
         (("m.png", b""), {}, 400, "expected a NIfTI"),
         (("m.nii.gz", mask), {"labels": "{"}, 400, "no valid JSON"),
         (("m.nii.gz", mask), {"labels": '{"a": "b"}'}, 422, "label"),
+        (("m.nii.gz", mask), {"labels": '{"label_3": 7}'}, 422, "two values of the mask have one name"),
+        (("m.nii.gz", mask), {"labels": "[" * 100_000}, 400, "no valid JSON"),
         (("m.nii.gz", ct_file(server)[1]), {}, 422, "is no label map"),
     ):
         answer = post(server, "/surfaces/", file, **fields)
