@@ -64,9 +64,9 @@ def test_every_metric_of_the_issue_is_there_in_every_way_of_summing_up(tmp_path:
         assert set(summary["labels"][organ]["micro"]) == overlaps
         assert {"low", "high", "n", "patients"} <= set(summary["labels"][organ]["macro"]["dice"])
     assert set(summary["overall"]["macro"]) == overlaps | surfaces
-    rows = list(csv.DictReader((tmp_path / "cases.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "cases.csv").read_text().splitlines()))
     assert len(rows) == 6 and overlaps | surfaces <= set(rows[0])
-    assert overlaps <= set(next(csv.DictReader((tmp_path / "slices.csv").open())))
+    assert overlaps <= set(next(csv.DictReader((tmp_path / "slices.csv").read_text().splitlines())))
     page = (tmp_path / "evaluation.html").read_text()
     assert "http://" not in page and "https://" not in page
 

@@ -337,3 +337,22 @@ def test_descriptions_tell_settings_apart_and_the_same_ones_not() -> None:
     assert describe(np.arange(3)) != describe(np.arange(3.0))
     with pytest.raises(ConfigError, match="cannot be seen"):
         describe(object())
+
+
+def test_a_transform_may_say_what_it_depends_on() -> None:
+    class Weighed:
+        def __init__(self, sha256: str) -> None:
+            self.sha256, self.seen = sha256, object()
+
+        def fingerprint(self) -> str:
+            return self.sha256
+
+    assert describe(Weighed("a")) == describe(Weighed("a")) != describe(Weighed("b"))
+
+
+def test_what_cannot_be_prepared_is_said_and_still_gives_items(
+    tmp_path: Path, cases: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = SliceCacheDataset(cases[:1], Compose([lambda item: item, LoadVolumed("image")]), tmp_path / "cache")
+    assert "No case can be prepared: the first step, function, is random" in caplog.text
+    assert dataset[0]["image"].shape == (1, 30, 36, 12)

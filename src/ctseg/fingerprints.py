@@ -34,6 +34,9 @@ def digest(content: Any) -> str:
 def describe(value: Any) -> Any:
     """Return JSON that is the same for two objects exactly when they do the same: classes by name, all their settings.
 
+    An object that depends on more than its settings, such as the weights of a network, says so by a method
+    `fingerprint()`, whose answer is taken with its class in their place.
+
     Args:
         value: a transform, or anything that it may hold.
 
@@ -76,6 +79,8 @@ def _describe_object(value: Any) -> Any:
         return ["function", value.__module__, value.__qualname__, inside, describe(held), describe(value.__defaults__)]
     if callable(value) and hasattr(value, "__self__"):
         return ["method", describe(value.__self__), getattr(value, "__name__", "")]
+    if callable(getattr(value, "fingerprint", None)):
+        return ["fingerprint", type(value).__module__, type(value).__qualname__, describe(value.fingerprint())]
     if hasattr(value, "__dict__"):
         settings = {k: v for k, v in vars(value).items() if k not in _LEFT_OUT}
         kind = type(value)

@@ -30,7 +30,8 @@ from ctseg.fingerprints import describe, digest, program, source_files
 from ctseg.preparedcases import STORED, Broken, claimed, open_case, restored, write_case
 from ctseg.sentences import said_plainly
 
-# These take a part of an array as it lies, whatever its type: they read nothing but that part.
+# These take a part of an array as it lies, whatever its type: they read nothing but that part (and all of the array
+# that their `label_key` names). A transform of ours says so with an attribute `takes_a_part = True`.
 _CROPS = (Cropd, RandCropByPosNegLabeld, RandCropByLabelClassesd, RandSpatialCropSamplesd, SqueezeDimd)
 _LOGGER = logging.getLogger(__name__)
 
@@ -96,13 +97,17 @@ class SliceCacheDataset(Dataset):
         self._random = self.transform.get_index_of_first(_is_random)
         steps = self.transform.transforms
         first = len(steps) if self._random is None else self._random
-        self._cropped = next((n for n in range(first, len(steps)) if not isinstance(steps[n], _CROPS)), len(steps))
+        self._cropped = next((n for n in range(first, len(steps)) if not _is_crop(steps[n])), len(steps))
         self._steps = digest(describe(list(steps[:first])))
         self._checked = bytearray(len(data))
         self._prepare_all()
 
     def _prepare_all(self) -> None:
         """Prepare the cases that are not there; several processes share the work, each taking what nobody has."""
+        if self._random == 0:
+            step = type(self.transform.transforms[0]).__name__
+            _LOGGER.warning(f"No case can be prepared: the first step, {step}, is random or no Transform of MONAI.")
+            return
         numbers = range(len(self.data))
         left = [number for number in numbers if not self._is_ready(number)]
         if not left:
@@ -148,6 +153,8 @@ class SliceCacheDataset(Dataset):
             return free
 
     def _open(self, number: int) -> tuple[dict[Any, Any], Mapping[str, Any]]:
+        if self._random == 0:
+            return dict(self.data[number]), {}
         folder = self._place(number)
         try:
             return open_case(folder, self.data[number], None if self._checked[number] else self._origin(number))
@@ -167,6 +174,10 @@ class SliceCacheDataset(Dataset):
         part = self.transform(item, start=self._random, end=self._cropped)
         whole = [restored(one, dtypes) for one in part] if isinstance(part, list) else restored(part, dtypes)
         return self.transform(whole, start=self._cropped)
+
+
+def _is_crop(step: Any) -> bool:
+    return isinstance(step, _CROPS) or bool(getattr(step, "takes_a_part", False))
 
 
 def _is_random(step: Any) -> bool:
