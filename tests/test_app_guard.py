@@ -115,6 +115,8 @@ def test_where_the_server_listens() -> None:
         ("GET", "/model/info/x", "admin"),
         ("POST", "/reload", "admin"),
         ("POST", "/predict/", None),
+        ("POST", "/dicom-web/studies", "annotator"),
+        ("POST", "/proxy/dicom/stow/studies/1.2", "annotator"),
         ("GET", "/info/", None),
     ],
 )
@@ -189,16 +191,18 @@ def test_token_in_the_path_is_invisible_to_routes(tmp_path: Path) -> None:
             await send_one(guard, "GET", "/info/", authorization=TOKEN),
             await send_one(guard, "GET", "/logs/", authorization=f"Bearer {TOKEN}"),
             await send_one(guard, "PUT", f"/t/{TOKEN}/datastore/label?image=a%0Ab&tag=x"),
+            await send_one(guard, "POST", f"/t/{TOKEN}/dicom-web/studies/1.2.3"),
         ]
 
-    assert asyncio.run(run()) == [200, 200, 401, 401, 200, 200, 401, 403, 200]
+    assert asyncio.run(run()) == [200, 200, 401, 401, 200, 200, 401, 403, 200, 200]
     root = f"/t/{TOKEN}"
     assert inner.seen[0] == ("GET", f"{root}/info/", root, "r", 0)
     assert inner.seen[1][1:3] == (f"{root}/", root)
-    (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
+    line, stored = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert (json.loads(stored)["what"], json.loads(stored)["case"]) == ("DICOM stored", "1.2.3")
     told = json.loads(line)
     assert (told["who"], told["case"], told["tag"], told["status"]) == ("r", "a\nb", "x", 200)
-    assert TOKEN not in line
+    assert TOKEN not in line + stored
 
 
 def test_bodies_are_counted_in_chunks(tmp_path: Path) -> None:

@@ -77,9 +77,6 @@ class CtsegApp(MONAILabelApp):
             stop_start(str(error))
         self._private = private_folder()
         self._scoring, self._scores_by_model = threading.Lock(), dict[str, BackgroundScores]()
-        local = not studies.startswith(("http://", "https://"))
-        file = Path(conf["audit"]) if conf.get("audit") else Path(studies) / FOLDER / "audit.jsonl" if local else None
-        self._audit = Audit(file)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -88,8 +85,11 @@ class CtsegApp(MONAILabelApp):
             description="Organ segmentation with MONAI bundles",
             version=__version__,
         )
-        if local and in_helper_process():  # the server's own files are private, what a training makes is the folder's
-            os.umask(0o777 & ~Path(studies).stat().st_mode)
+        folder: Path | None = getattr(self._datastore, "folder", None)
+        usual = folder / FOLDER / "audit.jsonl" if folder else None
+        self._audit = Audit(Path(conf["audit"]) if conf.get("audit") else usual)
+        if folder and in_helper_process():  # the server's own files are private, what a training makes is the folder's
+            os.umask(0o777 & ~folder.stat().st_mode)
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
         use_our_dicom_seg(self, known_entries(self._bundles.values()))
@@ -113,7 +113,7 @@ class CtsegApp(MONAILabelApp):
         try:
             return StudiesFolder(
                 self.studies,
-                extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+                extensions=[*settings.MONAI_LABEL_DATASTORE_FILE_EXT, "*.mha"],
                 follow=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
                 read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
                 organs=lambda: {name: code for info in self._bundles.values() for name, code in info.labels.items()},

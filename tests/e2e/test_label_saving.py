@@ -150,7 +150,7 @@ def driver(tmp_path: Path, *arguments: str, before: str = "") -> Any:
     if before:
         command = ["unshare", "-rm", "sh", "-c", before + ' && exec "$@"', "sh", *command]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=server_environment(tmp_path), check=False
+        command, capture_output=True, text=True, timeout=900, env=server_environment(tmp_path), check=False
     )
     found = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     assert done.returncode == 0 and found, done.stdout[-2000:] + done.stderr[-4000:]
@@ -159,9 +159,9 @@ def driver(tmp_path: Path, *arguments: str, before: str = "") -> Any:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_killed_while_saving(tmp_path: Path, crash: tuple[Path, Path]) -> None:
-    """Two processes that save the same case are killed 20 times, at random moments."""
-    found = driver(tmp_path, "kill", *map(str, crash), "20", "7")
-    assert found["kills"] == 40 and found["accepted"] >= 20
+    """Two processes that save the same case at once are killed at a random moment, 16 times."""
+    found = driver(tmp_path, "kill", *map(str, crash), "16", "7")
+    assert found["kills"] == 32 and found["accepted"] >= 16
     assert found["pending"] + found["unfinished"] >= 1, "no kill hit a save: the test shows nothing"
 
 
