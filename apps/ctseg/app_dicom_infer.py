@@ -1,7 +1,7 @@
 """`POST /infer/{model}?output=dicom_seg` with our writer.
 
-MONAI Label's own gives every organ the spleen's code unless the client says otherwise, and matches names to values by
-the order in which the values occur.
+MONAI Label's own gives every organ one and the same code unless the client says otherwise, and matches names to values
+by the order in which the values occur.
 """
 
 from __future__ import annotations
