@@ -16,7 +16,8 @@ from helpers_prediction import make_volume
 
 from ctseg import prediction, study
 from ctseg.errors import BundleError, InputError
-from ctseg.study import OpenStudyd, Predictors, Study
+from ctseg.study import Predictors, Study
+from ctseg.transforms import OpenStudyd
 
 
 class Counting:

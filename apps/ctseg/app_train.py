@@ -75,8 +75,8 @@ class TrainingTask(TrainTask):
         """
         if self._data is None:
             raise ConfigError(
-                "training from the viewer needs a folder of studies, and these are on a server: labels that come back "
-                "from there are not put right yet; train on the command line (docs/training.md)"
+                "training from the viewer needs a folder of studies or a DICOMweb server, and these are on another "
+                "kind of server; train on the command line (docs/training.md)"
             )
         bundle = self._bundle()
         options = read_options(request, bundle)

@@ -20,7 +20,7 @@ from app_active import scored_strategies
 from app_audit import Audit
 from app_choice import choose_bundles, offers, stop_start
 from app_classify import ClassificationTask
-from app_dicom import SeriesOnServer, open_studies_server
+from app_dicom import data_folder, open_studies_server
 from app_dicom_infer import use_our_dicom_seg
 from app_dicom_labels import known_entries
 from app_http import harden, private_folder, refused, sentence_for, starts_a_server
@@ -109,6 +109,8 @@ class CtsegApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
         if self.studies.startswith(("http://", "https://")):
+            if settings.MONAI_LABEL_DATASTORE.lower() in ("xnat", "dsa"):  # other protocols, as MONAI Label speaks them
+                return super().init_datastore()
             return open_studies_server(self.studies, str(self.conf.get("data") or ""), list(self._bundles.values()))
         try:
             return StudiesFolder(
@@ -157,10 +159,8 @@ class CtsegApp(MONAILabelApp):
 
     def _data_folder(self) -> Path | None:
         """The folder of the trainings: beside the studies, or where those of a server are kept here."""
-        store = self._datastore
-        if isinstance(store, SeriesOnServer):
-            return store.folder / FOLDER
-        return Path(self.studies).resolve() / FOLDER if isinstance(store, StudiesFolder) else None
+        folder = data_folder(self._datastore)
+        return folder / FOLDER if folder else None
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which case is offered next."""

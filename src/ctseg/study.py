@@ -6,12 +6,11 @@ So a bundle that takes another organ's mask, or is gated by a classifier, does n
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ctseg.errors import BundleError, InputError
-from ctseg.items import volume_of
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, fingerprint, get_bundle
 from ctseg.volume import Volume
@@ -167,32 +166,3 @@ class Study:
         info = self.predictors.bundle(bundle_name)
         classifier = self.predictors.classifier(info)
         return self._presences.get(info.path, lambda: classifier.predict(self.volume))
-
-
-class OpenStudyd:
-    """First transform of a pipeline whose bundle may need others: makes the item's image a study.
-
-    The image is read (`ctseg.items.volume_of`) and the item gets a `study`, unless its caller gave one.
-
-    Args:
-        keys: the image's key.
-        modality: what the voxels are expected to be.
-        device: where the networks of other bundles run.
-    """
-
-    def __init__(self, keys: str = "image", modality: str = "CT", device: str = "auto") -> None:
-        self.key = keys
-        self.modality = modality
-        self.device = str(device)
-        self._predictors: Predictors | None = None  # made late: what is sent to other processes holds no locks
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with its image read and its study."""
-        item = dict(data)
-        if item.get("study") is None:
-            if self._predictors is None:
-                self._predictors = Predictors(self.device)
-            volume = volume_of(item[self.key], item, self.modality)
-            item["study"] = Study(volume, self._predictors, modality=self.modality)
-        item[self.key] = item["study"].volume
-        return item

@@ -4,6 +4,7 @@ from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
+from ctseg.transforms.opening import OpenStudyd
 from ctseg.transforms.organs import AddOrgansd, GateSlicesd, SplitOrgansd
 from ctseg.transforms.pieces import RemoveSmallPiecesd
 from ctseg.transforms.pixels import PixelSpacingd
@@ -17,6 +18,7 @@ __all__ = [
     "KeepLargestCored",
     "LoadLabeld",
     "LoadVolumed",
+    "OpenStudyd",
     "PixelSpacingd",
     "RandSlicesd",
     "RemoveSmallPiecesd",

@@ -14,7 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ctseg.dependencies import GATE, INPUT_ORGAN, Dependency, needed
-from ctseg.errors import ConfigError, GeometryError
+from ctseg.errors import BundleError, ConfigError, GeometryError
+from ctseg.files import file_sha256
 from ctseg.gate import Gate
 from ctseg.grids import resample_labels
 from ctseg.presence import slice_positions
@@ -75,6 +76,24 @@ class AddOrgansd(MapTransform):
             joined = torch.cat([image.as_tensor().to(torch.float32), added])
             item[key] = MetaTensor(joined, meta={**image.meta, **({WAITED: waited} if waited else {})})
         return item
+
+    def fingerprint(self) -> list[Any]:
+        """What the answer depends on beside the image: the organs, and the files of the bundles that give them.
+
+        A training keeps prepared cases by it (`ctseg.slicecache`).
+        """
+        found: list[Any] = []
+        for organ in self.organs:
+            name = self.bundles.get(organ, "")
+            try:
+                info = needed(Dependency(name, INPUT_ORGAN, (organ,)), self.bundle_root)
+            except BundleError as error:  # said when the mask is asked for
+                found.append([organ, name, str(error)])
+                continue
+            found.append(
+                [organ, name, info.version, file_sha256(info.weights) if info.trained and info.weights else ""]
+            )
+        return found
 
     def _computed(self, organ: str, item: Mapping[Hashable, Any], waited: dict[str, float]) -> np.ndarray:
         """A mask (I, J, K) on the source's grid, by the organ's own bundle."""

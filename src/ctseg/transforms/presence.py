@@ -34,6 +34,8 @@ class RandSlicesd(Randomizable, MapTransform):
         ConfigError: for fewer than one sample, or a share outside of 0 to 1.
     """
 
+    takes_a_part = True  # reads nothing but the slices that it draws (`ctseg.slicecache`)
+
     def __init__(
         self,
         keys: KeysCollection,
