@@ -55,6 +55,7 @@ RULES = (
     _rule("DELETE", r"/train/.*", "reviewer", "training stopped"),
     _rule("POST", r"/batch/.*", "reviewer", "batch inference started"),
     _rule("DELETE", r"/batch/.*", "reviewer", "batch inference stopped"),
+    _rule("POST", r"/(proxy/dicom/(stow/)?|dicom-web/)studies(/.*)?", "annotator", "DICOM stored"),
     _rule("GET HEAD", r"/logs(/.*)?", "admin"),
     _rule("GET HEAD", r"/model/.*", "admin"),
     _rule("PUT POST DELETE", r"/model/.*", "admin", "weights changed"),

@@ -30,7 +30,8 @@ COOKIE = "ctseg_token"
 _IN_PATH = re.compile(r"/t/([^/]+)(/.*)?")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _LARGEST_JSON = 16 << 20
-_HEAVY = re.compile(r"/(infer|batch|predict|surfaces|scoring)(/.*)?")
+_HEAVY = re.compile(r"/(infer|batch|predict|surfaces|scoring|viewer/run)(/.*)?")
+_STUDY = re.compile(r"/studies/([0-9.]{1,64})(/|$)")
 # Waiting for the network costs a thread each, of 40 that answer everything; those above wait without one.
 _AT_ONCE = 16
 
@@ -153,6 +154,8 @@ class Guard:
     def _record(self, rule: Rule, scope: Scope, status: int) -> None:
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         case = next((query[key][0] for key in ("image", "id", "label") if key in query), None)
+        if study := _STUDY.search(scope["path"]):
+            case = study[1]
         last = scope["path"].rpartition("/")[2]
         model = last if rule.path.pattern.startswith(("/train", "/batch", "/model")) else None
         tag = query.get("tag", ["final" if "label" in rule.what else ""])[0]

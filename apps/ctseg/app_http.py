@@ -29,7 +29,9 @@ from monailabel.interfaces.exception import (
 
 from ctseg.errors import BundleError, CtsegError, InputError, LedgerError, OutputError, ResourceError
 
-__all__ = ["harden", "private_folder", "refused", "sentence_for"]
+__all__ = ["harden", "private_folder", "refused", "sentence_for", "starts_a_server"]
+
+_STOCK_ROUTES = "routes_of_monailabel"
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,12 @@ def _answer_of_the_system(error: OSError) -> tuple[int, str]:
     return 500, f"the server cannot read or write a file ({error.strerror or type(error).__name__}); see its log"
 
 
+def starts_a_server() -> bool:
+    """Whether a server is about to listen: not in a helper process, and not when `/reload` makes the app anew."""
+    module = sys.modules.get("monailabel.app")
+    return module is not None and not hasattr(module.app.state, _STOCK_ROUTES)
+
+
 def harden(more: Callable[[], Sequence[APIRoute]], access: Access, audit: Audit) -> None:
     """Put our answers before MONAI Label's own in the running server; nothing to do in its helper processes.
 
@@ -114,8 +122,9 @@ def harden(more: Callable[[], Sequence[APIRoute]], access: Access, audit: Audit)
         )
 
     ours = [*more(), APIRoute("/model/{model}", keep_weights, methods=["PUT", "DELETE"], include_in_schema=False)]
-    kept = getattr(server.state, "routes_of_monailabel", None) or list(server.router.routes)
-    server.state.routes_of_monailabel = kept  # `/reload` makes the app anew in the same server
+    if starts_a_server():
+        setattr(server.state, _STOCK_ROUTES, list(server.router.routes))
+    kept = getattr(server.state, _STOCK_ROUTES)
     server.router.routes[:] = [*ours, *kept]
     server.root_path_in_servers = False  # it may hold a token
     server.user_middleware[:] = [Middleware(Guard, access=access, audit=audit)]

@@ -172,7 +172,7 @@ class StudiesFolder(SafeIndex):
         if label is None or path is None or not path.is_file() or not lies_in(path, self.folder):
             return
         sha = file_sha256(path)
-        if all(version.sha256 != sha for version in self._versions.of(tag, case)):
+        if sha != label.info.get("sha256") and all(version.sha256 != sha for version in self._versions.of(tag, case)):
             self._versions.keep(tag, case, path, label.ext, dict(label.info))
 
     def _make_current(self, version: Version) -> None:

@@ -8,6 +8,7 @@ beside it is imported here at the top.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -18,7 +19,7 @@ from app_access import listen_safely, live_config, read_access
 from app_audit import Audit
 from app_choice import choose_bundles, offers, stop_start
 from app_classify import ClassificationTask
-from app_http import harden, private_folder, refused, sentence_for
+from app_http import harden, private_folder, refused, sentence_for, starts_a_server
 from app_infer import SegmentationTask
 from app_organs import Networks, organ_tasks
 from app_predict import predict_routes
@@ -61,14 +62,11 @@ class CtsegApp(MONAILabelApp):
         try:
             self._bundles = choose_bundles(conf)
             access = read_access(conf)
-            if "monailabel.app" in sys.modules and not in_helper_process():
+            if starts_a_server():
                 listen_safely(live_config(), sys.argv[1:], access.users)
         except CtsegError as error:
             stop_start(str(error))
         self._private = private_folder()
-        local = not studies.startswith(("http://", "https://"))
-        file = Path(conf["audit"]) if conf.get("audit") else Path(studies) / FOLDER / "audit.jsonl" if local else None
-        self._audit = Audit(file)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -77,6 +75,11 @@ class CtsegApp(MONAILabelApp):
             description="Organ segmentation with MONAI bundles",
             version=__version__,
         )
+        folder: Path | None = getattr(self._datastore, "folder", None)
+        usual = folder / FOLDER / "audit.jsonl" if folder else None
+        self._audit = Audit(Path(conf["audit"]) if conf.get("audit") else usual)
+        if folder and in_helper_process():  # the server's own files are private, what a training makes is the folder's
+            os.umask(0o777 & ~folder.stat().st_mode)
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
         harden(self._routes, access, self._audit)
@@ -97,7 +100,7 @@ class CtsegApp(MONAILabelApp):
         try:
             return StudiesFolder(
                 self.studies,
-                extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+                extensions=[*settings.MONAI_LABEL_DATASTORE_FILE_EXT, "*.mha"],
                 follow=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
                 read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
                 organs=lambda: {name: code for info in self._bundles.values() for name, code in info.labels.items()},

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -39,13 +41,8 @@ def read_nifti(path: Path) -> Loaded:
         ResourceError: the declared size does not fit in memory.
     """
     what = str(path)
-    try:
-        with _opened(path) as stream:
-            return _read(stream, path, what)
-    except (EOFError, zlib.error) as error:
-        raise InputError(f"{what} is truncated or damaged ({error}); copy or download it again") from error
-    except gzip.BadGzipFile as error:
-        raise InputError(f"{what} is no sound gzip file ({error}); a .nii.gz is needed here, copy it again") from error
+    with _sound(what), _opened(path) as stream:
+        return _read(stream, path, what)
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
@@ -58,13 +55,21 @@ def read_nifti_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float6
         InputError, GeometryError: as `read_nifti`, as far as the header tells.
     """
     what = str(path)
-    try:
-        with _opened(path) as stream:
-            header = _header(stream.read(_HEADER_BYTES), what)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{what} is truncated or damaged ({error}); copy or download it again") from error
+    with _sound(what), _opened(path) as stream:
+        header = _header(stream.read(_HEADER_BYTES), what)
     shape, _ = _grid(header, what)
     return shape, _affine(header, shape, what)[0]
+
+
+@contextmanager
+def _sound(what: str) -> Iterator[None]:
+    """Turn what a damaged file raises into a sentence."""
+    try:
+        yield
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{what} is truncated or damaged ({error}); copy or download it again") from error
+    except gzip.BadGzipFile as error:
+        raise InputError(f"{what} is no sound gzip file ({error}); a .nii.gz is needed here, copy it again") from error
 
 
 def _opened(path: Path) -> IO[bytes]:

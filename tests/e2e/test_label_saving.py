@@ -76,7 +76,6 @@ def test_what_is_no_mask_of_its_image_is_refused(open_site: Site, tmp_path: Path
     assert save(port, "nope", bytes_of(mask_like(image), tmp_path)).status == 404
     assert not (open_site.studies / "labels" / "final" / "case5.nii.gz").exists()
     assert not (open_site.studies / "ctseg" / "versions" / "final" / "case5").exists()
-    assert "case5" in ask_json(port, "POST", "/activelearning/first", {}).json()["id"] or True
     assert save(port, "case5", bytes_of(mask_like(image, 4), tmp_path), {}).status == 200
     assert save(port, "case5", bytes_of(mask_like(image, 0), tmp_path)).status == 200  # the organ is not there
 
@@ -151,7 +150,7 @@ def driver(tmp_path: Path, *arguments: str, before: str = "") -> Any:
     if before:
         command = ["unshare", "-rm", "sh", "-c", before + ' && exec "$@"', "sh", *command]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=server_environment(tmp_path), check=False
+        command, capture_output=True, text=True, timeout=900, env=server_environment(tmp_path), check=False
     )
     found = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     assert done.returncode == 0 and found, done.stdout[-2000:] + done.stderr[-4000:]
@@ -160,9 +159,9 @@ def driver(tmp_path: Path, *arguments: str, before: str = "") -> Any:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_killed_while_saving(tmp_path: Path, crash: tuple[Path, Path]) -> None:
-    """Two processes that save the same case are killed 20 times, at random moments."""
-    found = driver(tmp_path, "kill", *map(str, crash), "20", "7")
-    assert found["kills"] == 40 and found["accepted"] >= 20
+    """Two processes that save the same case at once are killed at a random moment, 16 times."""
+    found = driver(tmp_path, "kill", *map(str, crash), "16", "7")
+    assert found["kills"] == 32 and found["accepted"] >= 16
     assert found["pending"] + found["unfinished"] >= 1, "no kill hit a save: the test shows nothing"
 
 

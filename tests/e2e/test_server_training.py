@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers_http import ask, form
 from helpers_phantoms import write_nifti
 from helpers_server import add_random_weights, running_server
 
@@ -194,7 +195,11 @@ def test_second_training_keeps_the_ledger_and_starts_from_random_weights(server:
 def test_values_that_nobody_named_end_in_error_with_the_sentence(server: Server) -> None:
     runs = len(list((server.data / "runs").iterdir()))
     trained = next(iter(Ledger(server.data / "split.csv").patients("train")))
-    save_label(server, int(trained.removeprefix("case")), block=2)
+    with pytest.raises(MONAILabelClientException, match="values that nobody named"):
+        save_label(server, int(trained.removeprefix("case")), block=2)
+    body, headers = form({"info": json.dumps({"label_info": [{"name": "block", "idx": 2}]})})
+    port = int(server.url.rpartition(":")[2])
+    assert ask(port, "PUT", f"/datastore/label/info?label={trained}&tag=final", body, headers).status == 200
     server.client.train_start(MODEL, ON_CPU)
     details = until(server, "ERROR")["details"]
     assert details[-1].startswith(f"ctseg: the label of {trained} has the value 3")
