@@ -175,6 +175,7 @@ def _run_config(plan: Plan, run: Path, progress: Progress, resumed: bool) -> Non
             config_file=str(plan.bundle.path / "configs" / "train.json"),
             workflow_type="train",
             logging_file=False,
+            bundle_root=str(plan.bundle.path),
             dataset_dir=str(plan.data.folder),
             datalist=DATALIST,
             ckpt_dir=str(run),

@@ -39,6 +39,7 @@ def validation_value(bundle: BundleInfo, weights: Path, data: Path, report: Path
         config_file=[str(bundle.path / "configs" / f"{name}.json") for name in ("train", "evaluate")],
         workflow_type="train",
         logging_file=False,
+        bundle_root=str(bundle.path),
         dataset_dir=str(data),
         datalist=DATALIST,
         split="validation",

@@ -33,8 +33,8 @@ def viewer_routes(app: Any) -> list[APIRoute]:
     """Make the routes of the page.
 
     Args:
-        app: our `MONAILabelApp`, with `infer`, `bundles()`, `model_labels(model)`, `label_stored(series, label)`,
-            `studies` and `conf` (`viewer`: where OHIF lies).
+        app: our `MONAILabelApp`: its `infer`, `datastore()`, `bundles()`, `model_labels(model)`,
+            `label_stored(series, label)`, `studies` and `conf` (`viewer`: where OHIF lies).
     """
     from monailabel.endpoints.user.auth import RBAC  # heavy, and loaded already where a server runs
 

@@ -196,6 +196,7 @@ class _Trainer:
             workflow_type="train",
             logging_file=False,
             **{
+                "bundle_root": str(self.bundle.path),
                 "dataset_dir": str(self.data),
                 "ckpt_dir": str(work),
                 "cache_dir": str(self.out / "prepared"),
