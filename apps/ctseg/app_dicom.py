@@ -22,11 +22,11 @@ from app_dicom_labels import FoundLabel, Labels, known_entries
 from app_dicom_pacs import Pacs, connect, patient_of
 from app_dicom_saving import checked_mask, seg_of
 from app_http import private_folder, refused, sentence_for
-from app_studies import checked_tag, remove_upload
+from app_studies import StudiesFolder, checked_tag, remove_upload
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
-from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from monailabel.utils.others.generic import md5_digest
 
@@ -63,6 +63,13 @@ def open_studies_server(address: str, data: str, bundles: Sequence[BundleInfo]) 
     return SeriesOnServer(Pacs(connect(address)), folder, known_entries(bundles))
 
 
+def data_folder(store: Datastore) -> Path | None:
+    """Return the folder for the trainings of some studies; None where they are neither a folder nor on DICOMweb."""
+    if isinstance(store, SeriesOnServer):
+        return store.folder
+    return Path(store._datastore_path).resolve() if isinstance(store, StudiesFolder) else None
+
+
 class SeriesOnServer(DICOMWebDatastore):
     """The series of a DICOMweb server; an image id is a SeriesInstanceUID, and a label's id is its image's."""
 
@@ -83,8 +90,6 @@ class SeriesOnServer(DICOMWebDatastore):
         self._told: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._series_locks: dict[str, threading.RLock] = {}
-
-    # Which images there are, and which have a label.
 
     def name(self) -> str:
         """Return the server's address."""
@@ -261,8 +266,6 @@ class SeriesOnServer(DICOMWebDatastore):
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         return file
-
-    # What clients list.
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Return image and label of each labelled case, as files on one grid."""

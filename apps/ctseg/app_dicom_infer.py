@@ -1,7 +1,7 @@
 """`POST /infer/{model}?output=dicom_seg` with our writer.
 
-MONAI Label's own gives every organ the spleen's code unless the client says otherwise, and matches names to values by
-the order in which the values occur.
+MONAI Label's own gives every organ one and the same code unless the client says otherwise, and matches names to values
+by the order in which the values occur.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def dicom_seg(app: Any, entries: Sequence[dict[str, Any]], request: dict[str, An
             "DICOM SEG is made of DICOM series, but these studies are a folder of files; ask for the image",
         )
     result = app.infer({**request, "result_extension": ".nii", "result_dtype": "uint8"}, store)
+    if not result.get("file"):
+        raise refused(400, f"the model {request['model']!r} answers without a mask; ask for json")
     path, params = private_folder() / f"seg-{secrets.token_hex(8)}.dcm", result["params"]
     try:
         volume = store.volume(str(request["image"]))

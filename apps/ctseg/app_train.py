@@ -34,7 +34,7 @@ class TrainingTask(TrainTask):
 
         Args:
             info: a bundle with a train.json.
-            studies: the folder of the studies; None when they are on a server.
+            studies: folder for what trainings leave; None when the studies are on a server of another kind.
         """
         super().__init__(
             f"Trains {info.name} on the labels saved in the studies; the new network is put beside them, "
@@ -71,8 +71,8 @@ class TrainingTask(TrainTask):
         """
         if self._data is None:
             raise ConfigError(
-                "training from the viewer needs a folder of studies, and these are on a server: labels that come back "
-                "from there are not put right yet; train on the command line (docs/training.md)"
+                "training from the viewer needs a folder of studies or a DICOMweb server, and these are on another "
+                "kind of server; train on the command line (docs/training.md)"
             )
         bundle = self._bundle()
         options = read_options(request, bundle)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app_choice import choose_bundles, stop_start
-from app_dicom import SeriesOnServer, open_studies_server
+from app_dicom import data_folder, open_studies_server
 from app_dicom_infer import use_our_dicom_seg
 from app_dicom_labels import known_entries
 from app_http import harden, private_folder, refused, sentence_for
@@ -72,6 +72,8 @@ class CtsegApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         """Open the studies: a local folder whose ids cannot leave it, or what MONAI Label makes of an address."""
         if self.studies.startswith(("http://", "https://")):
+            if settings.MONAI_LABEL_DATASTORE.lower() in ("xnat", "dsa"):  # other protocols, as MONAI Label speaks them
+                return super().init_datastore()
             return open_studies_server(self.studies, str(self.conf.get("data") or ""), list(self._bundles.values()))
         try:
             return StudiesFolder(
@@ -98,8 +100,7 @@ class CtsegApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One task for each bundle that can be trained."""
-        store = self._datastore
-        studies = store.folder if isinstance(store, SeriesOnServer) else Path(self.studies).resolve()
+        studies = data_folder(self._datastore)
         trainable = (info for info in self._bundles.values() if (info.path / "configs" / "train.json").is_file())
         return {info.name: TrainingTask(info, studies) for info in trainable}
 

@@ -191,7 +191,7 @@ def _same_code(one: Code | None, other: Code | None) -> bool:
 def _leaves_it_to_the_name(segment: Segment) -> bool:
     if segment.type is None:
         return True
-    # MONAI Label writes the spleen's code for everything, with the true name as its meaning.
+    # MONAI Label writes one and the same code for everything, with the true name as its meaning.
     return segment.type.value in _SAYS_NOTHING or _same_text(segment.type.meaning, segment.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -85,7 +86,7 @@ def _server(plan: Plan, orthanc: PrivateOrthanc | None, stack: ExitStack) -> Chi
     environment = {
         "PYTHONUNBUFFERED": "1",
         # Trainings are started with whatever `python` comes first.
-        "PATH": _path_with(Path(sys.executable).parent),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
         **_visible(plan.device),
     }
     if orthanc is not None:
@@ -127,12 +128,6 @@ def _visible(device: str) -> dict[str, str]:
         return {"CUDA_VISIBLE_DEVICES": ""}
     number = device.partition(":")[2]
     return {"CUDA_VISIBLE_DEVICES": number} if number else {}
-
-
-def _path_with(folder: Path) -> str:
-    import os
-
-    return os.pathsep.join([str(folder), os.environ["PATH"]] if os.environ.get("PATH") else [str(folder)])
 
 
 def local_address(plan: Plan, outside: bool = False) -> str:

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import requests
 from helpers_seg import make_case
 from helpers_server import free_port, server_environment, write_phantom_ct
 
@@ -122,8 +123,8 @@ def test_a_dicom_folder_its_labels_and_the_next_day(tmp_path: Path) -> None:
         assert np.array_equal(read_seg(tmp_path / "seg.dcm", volume, BONE)[0], found)
         code = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
         assert (code.CodeValue, code.CodeMeaning) == ("272673000", "Bone")
-        with urllib.request.urlopen(f"{served.url}/proxy/dicom/qido/studies", timeout=60) as answer:
-            assert len(json.load(answer)) == 1  # through which MONAI Label's own /ohif/ sees the studies
+        # Through this MONAI Label's own /ohif/ sees the studies.
+        assert len(requests.get(f"{served.url}/proxy/dicom/qido/studies", timeout=60).json()) == 1
         client.save_label(series, mask, "final", {"label_info": params["label_names"]})
         assert client.next_sample("first", {}) == {}
         assert client.datastore()["objects"][series]["labels"]
