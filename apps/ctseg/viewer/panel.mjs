@@ -25,6 +25,9 @@ export class Panel {
   /** OHIF opens the mode: look for a case, and for its newest mask. */
   enter() {
     this.stop = masks.watch({ changed: id => this.#changed(id), looked: () => this.#look() });
+    for (const pressed of this.parts.tools.querySelectorAll('[aria-pressed]')) {
+      pressed.ariaPressed = 'false'; // OHIF begins with the grey values on the left button
+    }
     this.#refresh();
     this.timer = setInterval(() => this.#refresh(), REFRESH_MS);
     this.training.enter();
