@@ -271,6 +271,16 @@ def test_metadata_names_the_channels_and_what_is_needed(bundles: Path, tmp_path:
     assert get_bundle(gated).depends_on[1] == {"bundle": "second_ct_classification", "as": "gate"}
 
 
+def test_a_part_asked_of_a_workflow_knows_its_bundle(bundles: Path) -> None:
+    flows = [
+        ConfigWorkflow(str(bundles / name / "configs" / "inference.json"), workflow_type="infer", logging_file=False)
+        for name in (ORGAN, SECOND)
+    ]
+    one, other = flows
+    found = [flow.parser.get_parsed_content("preprocessing").transforms[-3].bundle_root for flow in (other, one)]
+    assert found == [(bundles / name).resolve() for name in (SECOND, ORGAN)]
+
+
 def test_a_volume_network_takes_organs_too(tmp_path: Path) -> None:
     import yaml
 

@@ -12,19 +12,25 @@ def bundle_root() -> str:
     """Return the root folder of the bundle whose configuration is being parsed.
 
     A MONAI configuration cannot learn its own place: a plain `monai.bundle run` sets no `bundle_root`. The workflow
-    that parses it can: this walks up the stack to the `ConfigWorkflow`, which keeps the folder of its files.
+    that parses it can: this walks up the stack to the `ConfigWorkflow`, which keeps the folder of its files. Where a
+    caller asks a workflow's parser itself, that workflow is among the caller's variables.
 
     Raises:
         BundleError: when called outside a `ConfigWorkflow` (other callers override `bundle_root` in the configuration).
     """
-    from monai.bundle import ConfigWorkflow
+    from monai.bundle import ConfigParser, ConfigWorkflow
 
-    frame = inspect.currentframe()
+    frame, parser = inspect.currentframe(), None
     while frame is not None:
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            folder = Path(workflow.config_root_path).resolve()
-            return str(folder.parent if folder.name == "configs" else folder)
+        here = frame.f_locals
+        if parser is None and isinstance(here.get("self"), ConfigParser):
+            parser = here["self"]
+        for workflow in (here.get("self"), *here.values()):
+            if not isinstance(workflow, ConfigWorkflow):
+                continue
+            if workflow is here.get("self") or (parser is not None and getattr(workflow, "parser", None) is parser):
+                folder = Path(workflow.config_root_path).resolve()
+                return str(folder.parent if folder.name == "configs" else folder)
         frame = frame.f_back
     raise BundleError(
         "bundle_root was asked for outside a run of a bundle, where its folder cannot be known: "
