@@ -15,9 +15,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import Site, write_phantom_bundle
 from helpers_http import Answer, ask, ask_json, form
 from helpers_server import server_environment, started_server, write_mask_of, write_phantom_ct
+from helpers_site import Site, write_phantom_bundle
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
 

@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import MODEL, PICKLED, Site
 from helpers_http import Answer, Canary, ask, ask_json, chunks, content_of, form
 from helpers_server import free_port, server_command, server_environment, started_server
+from helpers_site import MODEL, PICKLED, Site
 
 ESCAPES = [
     "../secret",

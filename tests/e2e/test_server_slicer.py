@@ -17,9 +17,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import MODEL, SHAPE, Site
 from helpers_http import Answer, ask, ask_json, form
 from helpers_server import write_phantom_ct
+from helpers_site import MODEL, SHAPE, Site
 from numpy.typing import NDArray
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
