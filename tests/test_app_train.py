@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ pytest.importorskip("monailabel", reason="the server's extra is not installed")
 from fastapi import HTTPException
 
 MODEL = "phantom_ct_segmentation"
-ON_CPU = {"model": MODEL, "device": "cpu", "max_epochs": 1, "val_interval": 1}
+ON_CPU = {"model": MODEL, "device": "cpu", "max_epochs": 1, "val_interval": 1, "tracking": ""}
 
 
 @pytest.fixture
@@ -66,9 +68,9 @@ def test_options_are_the_bundles_own_unless_asked(trainable: BundleInfo) -> None
     assert (read.val_interval, read.num_workers) == (2, 0)  # 5 is declared, but of 2 epochs one must validate
     assert (read.pretrained, read.label_tag) == (True, "final")
     asked = {"device": ["cpu"], "pretrained": "false", "max_epochs": "7", "train_batch_size": 3.0, "val_interval": 2}
-    more = {"start": ["current"], "tolerance": "0.05", "resume": False}
+    more = {"start": ["current"], "tolerance": "0.05", "resume": False, "tracking": "None"}
     read = options.read_options({**asked, "num_workers": 1, "label_tag": "checked", **more}, trainable)
-    assert read == options.TrainOptions("cpu", False, 7, 3, 2, 1, "checked", "current", 0.05, False)
+    assert read == options.TrainOptions("cpu", False, 7, 3, 2, 1, "checked", "current", 0.05, False, "")
     assert options.read_options(read.as_request(MODEL), trainable) == read
 
 
@@ -77,7 +79,13 @@ def test_options_are_the_bundles_own_unless_asked(trainable: BundleInfo) -> None
     [
         *[("max_epochs", value) for value in (0, -1, 10_001, 1.5, "many", True, [3], float("inf"))],
         *[("train_batch_size", 0), ("val_interval", 0), ("num_workers", -1), ("pretrained", "maybe")],
-        *[("start", "nowhere"), ("tolerance", -0.1), ("tolerance", True), ("resume", "perhaps")],
+        *[
+            ("tracking", "abacus"),
+            ("start", "nowhere"),
+            ("tolerance", -0.1),
+            ("tolerance", True),
+            ("resume", "perhaps"),
+        ],
     ],
 )
 def test_options_out_of_bounds_are_refused(trainable: BundleInfo, key: str, value: Any) -> None:
@@ -159,6 +167,21 @@ def test_training_and_what_its_statistics_say(app: Any, trainable: BundleInfo) -
     assert made.evidence.startswith(f"validation Dice {told['best_metric']:.3f} on 1 case")
     assert made.version == f"{trainable.version}+{Path(told['run']).name}"
     assert made.weights is not None and told["weights"] == str(made.weights)
+
+
+def test_progress_goes_to_mlflow_too(app: Any, trainable: BundleInfo) -> None:
+    if trainable.name != MODEL:
+        pytest.skip("one bundle is enough: tracking is the shared wiring's")
+    pytest.importorskip("mlflow", reason="the server's extra is not installed")
+    pytest.importorskip("sqlalchemy", reason="MLflow's own store is not installed")
+    assert app.info()["trainers"][MODEL]["config"]["tracking"][0] == "mlflow"
+    told = app.train({**ON_CPU, "tracking": ["mlflow"], "max_epochs": 2})
+    store = Path(told["run"]).parents[1] / "tracking" / "mlflow" / "mlruns.db"
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        rows = database.execute(
+            "select key, value, step from metrics where key = 'val_mean_dice' order by step"
+        ).fetchall()
+    assert [value for _, value, _ in rows] == pytest.approx([entry["dice"] for entry in told["history"]], abs=1e-4)
 
 
 def test_a_network_that_is_worse_is_kept_and_not_used(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:

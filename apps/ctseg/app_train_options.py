@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from app_studies import checked_tag
@@ -14,9 +15,11 @@ from monailabel.utils.others.generic import device_list, device_map
 from ctseg.devices import inference_device
 from ctseg.errors import ConfigError, DeviceError
 from ctseg.registry import BundleInfo
+from ctseg.tracking import PACKAGES
 from ctseg.versions import TOLERANCE
 
 _STARTS = ("shipped", "current")
+_TRACKERS = ("mlflow", "tensorboard")
 _LARGEST = {"max_epochs": 10_000, "train_batch_size": 512, "val_interval": 1_000, "num_workers": 64}
 
 
@@ -35,6 +38,7 @@ class TrainOptions:
         label_tag: which labels are learnt.
         tolerance: by how much the new network's validation Dice may be lower for it to be taken into use.
         resume: go on with the last training where it was killed, if nothing has changed since.
+        tracking: where the epochs are tracked beside the training's own history, one of `_TRACKERS`; "" for nowhere.
     """
 
     device: str
@@ -47,6 +51,7 @@ class TrainOptions:
     start: str = "shipped"
     tolerance: float = TOLERANCE
     resume: bool = True
+    tracking: str = ""
 
     def as_request(self, model: str) -> dict[str, Any]:
         """Return a request that `read_options` reads as the same; only such a one reaches the training's process."""
@@ -66,6 +71,7 @@ def shown_options(info: BundleInfo) -> dict[str, Any]:
         "start": list(_STARTS),
         "tolerance": TOLERANCE,
         "resume": True,
+        "tracking": [*_trackers(), "None"],
     }
 
 
@@ -91,6 +97,7 @@ def read_options(request: Mapping[str, Any], info: BundleInfo) -> TrainOptions:
         start=_start(request.get("start")),
         tolerance=_share(request, "tolerance", TOLERANCE),
         resume=_truth(request.get("resume", True), "resume"),
+        tracking=_tracking(request.get("tracking")),
     )
 
 
@@ -145,6 +152,23 @@ def _start(value: Any) -> str:
     first = value[0] if isinstance(value, list) and value else value or _STARTS[0]
     if first not in _STARTS:
         raise ConfigError(f"start is {value!r}, expected one of {', '.join(_STARTS)}")
+    return str(first)
+
+
+def _trackers() -> list[str]:
+    """The trackers whose packages are installed; MLflow first, since MONAI Label's server brings it."""
+    return [name for name in _TRACKERS if all(map(find_spec, PACKAGES[name]))]
+
+
+def _tracking(value: Any) -> str:
+    first = value[0] if isinstance(value, list) and value else value
+    if first is None:
+        return next(iter(_trackers()), "")
+    if str(first).lower() in ("", "none", "false"):
+        return ""
+    if first not in _trackers():
+        known = ", ".join([*_trackers(), "None"])
+        raise ConfigError(f"tracking is {value!r}, expected one of {known}; others are not installed on this server")
     return str(first)
 
 

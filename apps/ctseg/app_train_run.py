@@ -181,6 +181,9 @@ def _run_config(plan: Plan, run: Path, progress: Progress, resumed: bool) -> Non
             ckpt_dir=str(run),
             cache_dir=str(plan.data.folder / "prepared"),  # for all runs: a study is prepared anew when it changes
             organs_from="either",  # viewers draw one organ; the others come from their own bundles
+            track=[options.tracking] if options.tracking else None,
+            track_dir=str(plan.data.folder / "tracking"),  # one for all runs, to be compared
+            progress=False,
             device=options.device,
             pretrained=str(plan.start) if plan.start else None,
             resume=resumed,

@@ -42,7 +42,7 @@ pytestmark = [
 ]
 
 MODEL = "phantom_ct_segmentation"
-ON_CPU = {"device": "cpu", "max_epochs": 1, "val_interval": 1, "gpus": 7, "unknown": {"a": 1}}
+ON_CPU = {"device": "cpu", "max_epochs": 1, "val_interval": 1, "tracking": "", "gpus": 7, "unknown": {"a": 1}}
 AFFINE = np.diag([-4.0, -4.0, 5.0, 1.0])
 
 
