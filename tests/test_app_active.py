@@ -49,7 +49,7 @@ def asked(under_test: AppUnderTest) -> list[str]:
 
 
 def finished(app: Any, model: str = MODEL) -> dict[str, Any]:
-    scores = app._scores(model)
+    scores = app._scores.get(model)
     assert scores.idle.wait(60)
     told: dict[str, Any] = scores.told()
     return told
@@ -81,13 +81,13 @@ def test_scores_outlive_the_server_and_not_their_network(under_test: AppUnderTes
     finished(app)
     kept = under_test.studies / "ctseg" / MODEL / "scores.json"
     assert kept.is_file()
-    app._scores_by_model.clear()
-    app._scores(MODEL).start()
+    app._scores.forget()
+    app._scores.get(MODEL).start()
     finished(app)
     assert len(asked) == 2
     kept.write_text(kept.read_text().replace('"version": "', '"version": "0'))
-    app._scores_by_model.clear()
-    app._scores(MODEL).start()
+    app._scores.forget()
+    app._scores.get(MODEL).start()
     finished(app)
     assert len(asked) == 4
 

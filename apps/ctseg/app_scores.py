@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app_http import refused
 from fastapi import Depends
 from fastapi.routing import APIRoute
 from monailabel.config import settings
@@ -17,7 +18,7 @@ from monailabel.interfaces.datastore import Datastore
 from ctseg.acquisition import ScoreBook, Scorer
 from ctseg.devices import inference_device
 from ctseg.errors import CtsegError
-from ctseg.registry import BundleInfo
+from ctseg.registry import BundleInfo, get_bundle
 from ctseg.strategies import CaseScore
 
 if TYPE_CHECKING:
@@ -151,20 +152,75 @@ def _is_series(case: str) -> bool:
     return bool(case) and set(case) <= set("0123456789.")
 
 
-def score_routes(scores_of: Callable[[str], BackgroundScores]) -> list[APIRoute]:
-    """Make the route `GET /scores/{model}`, which also begins the scoring.
+class AllScores:
+    """The scores of every model, made when first asked for.
 
     Args:
-        scores_of: returns a model's scores, or raises the refusal.
+        bundles: those that are served.
+        in_use: gives a bundle's version in use.
+        networks: the loaded networks, with `load(bundle, device)`.
+        store: gives the studies.
+        folder: gives the folder of the trainings; None where there is none to keep scores in.
     """
+
+    def __init__(
+        self,
+        bundles: Mapping[str, BundleInfo],
+        in_use: Callable[[BundleInfo], BundleInfo],
+        networks: Any,
+        store: Callable[[], Datastore],
+        folder: Callable[[], Path | None],
+    ) -> None:
+        self._bundles = {name: info for name, info in bundles.items() if info.segments and info.needs_weights}
+        self._in_use = in_use
+        self._networks = networks
+        self._store = store
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._made: dict[str, BackgroundScores] = {}
+
+    def get(self, model: str | None) -> BackgroundScores | None:
+        """Return the scores of a model, for None of the first that can run; None where there is none, or no folder.
+
+        Raises:
+            HTTPException: 404 with the known names.
+        """
+        folder = self._folder()
+        ready = (name for name, info in self._bundles.items() if self._in_use(info).ready)
+        name = model or next(ready, None)
+        if folder is None or name is None:
+            return None
+        if name not in self._bundles:
+            known = ", ".join(self._bundles)
+            raise refused(404, f"there is no model {name!r} that scores cases; the known ones are: {known}")
+        shipped = self._bundles[name]
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = BackgroundScores(
+                    lambda: self._in_use(get_bundle(shipped.name, shipped.path.parent)),
+                    self._networks.load,
+                    self._store,
+                    folder / name,
+                )
+            return self._made[name]
+
+    def forget(self) -> None:
+        """Begin anew, as a server that was started again; what is on disk stays."""
+        self._made.clear()
+
+
+def score_routes(scores: AllScores) -> list[APIRoute]:
+    """Make the route `GET /scores/{model}`, which also begins the scoring."""
     from monailabel.endpoints.user.auth import RBAC  # heavy, and loaded already where a server runs
 
     user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 
     def show_scores(model: str, user: Any = user) -> dict[str, Any]:
         """Show what a model does not know of each case without a label."""
-        scores = scores_of(model)
-        scores.start()
-        return scores.told()
+        found = scores.get(model)
+        if found is None:
+            raise refused(404, f"the cases are not scored here: there is no folder to keep {model}'s scores in")
+        found.start()
+        return found.told()
 
     return [APIRoute("/scores/{model}", show_scores, methods=["GET"])]

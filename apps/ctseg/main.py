@@ -30,7 +30,7 @@ from app_predict import predict_routes
 from app_proxy import proxy_routes
 from app_routes import own_routes
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
-from app_scores import BackgroundScores, score_routes
+from app_scores import AllScores, score_routes
 from app_sessions import PrivateSessions, session_routes
 from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
 from app_threads import stock_routes
@@ -52,7 +52,7 @@ from monailabel.tasks.scoring.dice import Dice
 
 from ctseg import __version__
 from ctseg.errors import CtsegError
-from ctseg.registry import BundleInfo, get_bundle
+from ctseg.registry import BundleInfo
 from ctseg.versions import Versions
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,6 @@ class CtsegApp(MONAILabelApp):
         except CtsegError as error:
             stop_start(str(error))
         self._private = private_folder()
-        self._scoring, self._scores_by_model = threading.Lock(), dict[str, BackgroundScores]()
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -98,8 +97,12 @@ class CtsegApp(MONAILabelApp):
     def _routes(self) -> list[APIRoute]:
         """Our routes, then MONAI Label's in threads; the first of an address answers."""
         ours = [*training_routes(self), *version_routes(self._versions), *own_routes(self), *viewer_routes(self)]
-        ours += score_routes(self._scores_or_refuse)
-        ours += [*predict_routes(self, self._networks), *session_routes(self), *proxy_routes(self.studies)]
+        ours += [
+            *score_routes(self._scores),
+            *predict_routes(self, self._networks),
+            *session_routes(self),
+            *proxy_routes(self.studies),
+        ]
         return [*ours, *stock_routes()]
 
     def _load_sessions(self, load: bool = False) -> PrivateSessions | None:
@@ -142,6 +145,7 @@ class CtsegApp(MONAILabelApp):
         """One task for each bundle, trained or not, and for several together; they share networks and a lock."""
         lock = threading.Lock()
         self._networks = Networks(self._bundles, lock, self._in_use)
+        self._scores = AllScores(self._bundles, self._in_use, self._networks, self.datastore, self._data_folder)
         tasks: dict[str, InferTask] = {
             name: (ClassificationTask if info.classifies else SegmentationTask)(
                 info, self._private, lock, load=self._networks.load, in_use=self._in_use
@@ -164,7 +168,7 @@ class CtsegApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which case is offered next."""
-        return {"random": RandomCase(), "first": FirstCase(), **scored_strategies(self._scores)}
+        return {"random": RandomCase(), "first": FirstCase(), **scored_strategies(self._scores.get)}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """Scores that are computed on demand."""
@@ -279,31 +283,6 @@ class CtsegApp(MONAILabelApp):
         """A bundle's version in use: one that was trained here, or the shipped one."""
         data = self._data_folder()
         return Versions(data / shipped.name, shipped).current() if data else shipped
-
-    def _scores(self, model: str | None) -> BackgroundScores | None:
-        """The scores of a model's cases; of the first that segments and can run for None, or None without one."""
-        data = self._data_folder()
-        usable = {name: info for name, info in self._bundles.items() if info.segments and info.needs_weights}
-        name = model or next((name for name, info in usable.items() if self._in_use(info).ready), None)
-        if data is None or name is None:
-            return None
-        if name not in usable:
-            raise refused(404, f"there is no model {name!r} that scores cases; the known ones are: {', '.join(usable)}")
-        with self._scoring:
-            if name not in self._scores_by_model:
-                self._scores_by_model[name] = BackgroundScores(
-                    lambda: self._in_use(get_bundle(name, usable[name].path.parent)),
-                    self._networks.load,
-                    self.datastore,
-                    data / name,
-                )
-            return self._scores_by_model[name]
-
-    def _scores_or_refuse(self, model: str) -> BackgroundScores:
-        scores = self._scores(model)
-        if scores is None:
-            raise refused(404, f"the cases are not scored here: there is no folder to keep {model}'s scores in")
-        return scores
 
     def _versions(self, model: str) -> Versions:
         versions = self.trainer(model).versions()

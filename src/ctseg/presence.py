@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from ctseg.errors import BundleError, ConfigError
 from ctseg.registry import BundleInfo
+from ctseg.slicepositions import slice_positions
 from ctseg.volume import Volume
 
 if TYPE_CHECKING:
-    from monai.data import MetaTensor
+    pass
 
 Run = tuple[int, int]
 
@@ -95,23 +96,6 @@ def runs_of(numbers: Sequence[int] | NDArray[np.int64], present: Sequence[bool] 
 def gaps_between(runs: Sequence[Run]) -> list[Run]:
     """Return first and last number of each gap between runs."""
     return [(before[1] + 1, after[0] - 1) for before, after in pairwise(runs)]
-
-
-def slice_positions(image: MetaTensor) -> tuple[int, NDArray[np.float64]]:
-    """Return which axis of its source a prepared image's slices follow, and where on it each slice lies.
-
-    Args:
-        image: (C, I, J, S) as `ctseg.transforms.LoadVolumed` reads it and MONAI's transforms turn and resample it.
-
-    Returns:
-        The axis (0, 1 or 2), and (S,) float64 indices along it, in the order of the image's slices.
-    """
-    source = np.asarray(image.meta["original_affine"], dtype=np.float64).reshape(4, 4)
-    to_source = np.linalg.inv(source) @ np.asarray(image.affine, dtype=np.float64)
-    axis = int(np.abs(to_source[:3, 2]).argmax())
-    _, i, j, count = image.shape
-    centres = np.array([[(i - 1) / 2, (j - 1) / 2, k, 1.0] for k in range(count)])
-    return axis, centres @ to_source[axis]
 
 
 class PresencePredictor:

@@ -18,7 +18,7 @@ from ctseg.errors import BundleError, ConfigError, GeometryError
 from ctseg.files import file_sha256
 from ctseg.gate import Gate
 from ctseg.grids import resample_labels
-from ctseg.presence import slice_positions
+from ctseg.slicepositions import slice_positions
 
 WAITED = "waited_for"  # meta of the image: bundle -> seconds that the pipeline waited for its result
 RUN_SLICES = "run_slices"  # meta of the image: (S,) bool, the slices that the gate opens

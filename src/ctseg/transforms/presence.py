@@ -14,6 +14,7 @@ from monai.transforms import MapTransform, Randomizable
 
 from ctseg.cases import case_name
 from ctseg.errors import ConfigError
+from ctseg.slicepositions import slice_positions
 
 
 class RandSlicesd(Randomizable, MapTransform):
@@ -118,7 +119,6 @@ class ToPresenced(MapTransform):
         return item
 
     def _placed(self, present: torch.Tensor, label: MetaTensor, item: Mapping[Hashable, Any]) -> MetaTensor:
-        from ctseg.presence import slice_positions
 
         meta = dict(label.meta)
         _, positions = slice_positions(label)
@@ -170,7 +170,7 @@ class SavePresenced(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every key; the item passes unchanged."""
         from ctseg.files import write_beside
-        from ctseg.presence import SliceTable, checked_threshold, slice_positions
+        from ctseg.presence import SliceTable, checked_threshold
         from ctseg.presence_output import TABLE
         from ctseg.presence_table import table_csv
         from ctseg.transforms.loading import to_volume
