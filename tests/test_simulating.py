@@ -92,12 +92,13 @@ def test_a_replay_trains_chooses_and_goes_on_after_a_stop(
     found = replay()
     assert [(one.strategy, one.round, len(one.labelled)) for one in found] == [
         ("random", 0, 1),
-        ("random", 1, 2),
         ("disagreement", 0, 1),
+        ("random", 1, 2),
         ("disagreement", 1, 2),
     ]
-    assert found[0].labelled == found[2].labelled and found[0].dice == found[2].dice, "the same start"
-    assert found[1].labelled == (*found[0].labelled, *found[0].chosen) and not found[1].chosen
+    assert found[0].labelled == found[1].labelled and found[0].dice == found[1].dice, "one training for the start"
+    assert len(told) == 3 and told[0].startswith("random, disagreement, seed 0: 1 patients")
+    assert found[2].labelled == (*found[0].labelled, *found[0].chosen) and not found[2].chosen
     ledger = Ledger(tmp_path / "data" / "split.csv")
     assert all(ledger.split_of(patient) == "train" for one in found for patient in one.labelled)
     stored = tmp_path / "out" / "simulation.json"
@@ -105,7 +106,7 @@ def test_a_replay_trains_chooses_and_goes_on_after_a_stop(
     last = content["rounds"].pop()
     stored.write_text(json.dumps(content))
     again = replay()
-    assert len(told) == 5 and list(again[3].labelled) == last["labelled"] and again[3].dice == last["dice"]
+    assert len(told) == 4 and list(again[3].labelled) == last["labelled"] and again[3].dice == last["dice"]
     assert [row["strategy"] for row in write_simulation(again, tmp_path / "out", "title")] == ["random", "disagreement"]
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="another plan"):

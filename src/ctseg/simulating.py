@@ -136,18 +136,28 @@ def simulate(
     trainer = _Trainer(bundle, data, out, plan, device, dict(overrides or {}), cases)
     for seed in range(plan.seeds):
         start = tuple(patients[index] for index in np.random.default_rng(seed).permutation(len(patients))[: plan.start])
-        for strategy in plan.strategies:
-            labelled = start
-            for number in range(plan.rounds):
-                one = next((r for r in done if (r.strategy, r.seed, r.round) == (strategy, seed, number)), None)
-                if one is None:
-                    one = trainer.round(strategy, seed, number, labelled, last=number == plan.rounds - 1)
-                    done.append(one)
+        labelled = dict.fromkeys(plan.strategies, start)
+        for number in range(plan.rounds):
+            for strategy in plan.strategies:
+                if _found(done, strategy, seed, number) is None:
+                    # The first training is the same for all: it is done once, and each strategy chooses from it.
+                    sharing = [s for s in plan.strategies if number == 0 and _found(done, s, seed, 0) is None]
+                    last = number == plan.rounds - 1
+                    new = trainer.rounds(sharing or [strategy], seed, number, labelled[strategy], last)
+                    done += new
                     content = {"settings": settings, "rounds": [asdict(r) for r in done]}
                     write_beside(out / RESULTS, (json.dumps(content, indent=1) + "\n").encode())
-                    say(f"{strategy}, seed {seed}: {len(labelled)} patients, Dice {one.dice:.3f} ({one.seconds:.0f} s)")
-                labelled = (*labelled, *one.chosen)
+                    names, one = ", ".join(r.strategy for r in new), new[0]
+                    say(
+                        f"{names}, seed {seed}: {len(one.labelled)} patients, Dice {one.dice:.3f} ({one.seconds:.0f} s)"
+                    )
+                known = _found(done, strategy, seed, number)
+                labelled[strategy] = (*labelled[strategy], *(known.chosen if known else ()))
     return done
+
+
+def _found(done: Sequence[Round], strategy: str, seed: int, number: int) -> Round | None:
+    return next((one for one in done if (one.strategy, one.seed, one.round) == (strategy, seed, number)), None)
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> list[Round]:
@@ -173,8 +183,10 @@ class _Trainer:
     overrides: dict[str, Any]
     cases: Mapping[str, Sequence[dict[str, Any]]]
 
-    def round(self, strategy: str, seed: int, number: int, labelled: tuple[str, ...], last: bool) -> Round:
-        """Train on some patients, measure, and choose the next ones."""
+    def rounds(
+        self, strategies: Sequence[str], seed: int, number: int, labelled: tuple[str, ...], last: bool
+    ) -> list[Round]:
+        """Train on some patients, measure, and choose the next ones by each strategy."""
         begin = time.perf_counter()
         train = [case for case in self.cases["train"] if case["patient"] in labelled]
         work = self.out / "run"
@@ -183,10 +195,14 @@ class _Trainer:
         flow.run()
         parser = flow.parser
         dice = float(parser.get_parsed_content("validate::evaluator").state.metrics["val_mean_dice"])
-        chosen = () if last else self._choose(parser, strategy, seed, number, labelled)
+        chosen = [() if last else self._choose(parser, name, seed, number, labelled) for name in strategies]
         flow.finalize()
         shutil.rmtree(work, ignore_errors=True)
-        return Round(strategy, seed, number, labelled, dice, chosen, round(time.perf_counter() - begin, 1))
+        seconds = round(time.perf_counter() - begin, 1)
+        return [
+            Round(name, seed, number, labelled, dice, own, seconds)
+            for name, own in zip(strategies, chosen, strict=True)
+        ]
 
     def _flow(self, train: list[dict[str, Any]], work: Path, seed: int) -> Any:
         from monai.bundle import ConfigWorkflow
