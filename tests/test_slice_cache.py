@@ -356,3 +356,15 @@ def test_what_cannot_be_prepared_is_said_and_still_gives_items(
     dataset = SliceCacheDataset(cases[:1], Compose([lambda item: item, LoadVolumed("image")]), tmp_path / "cache")
     assert "No case can be prepared: the first step, function, is random" in caplog.text
     assert dataset[0]["image"].shape == (1, 30, 36, 12)
+
+
+def test_a_study_that_was_opened_says_the_same_of_its_settings(tmp_path: Path) -> None:
+    """The step loads networks when it is first used; that must neither hide its settings nor change them."""
+    from ctseg.fingerprints import describe
+    from ctseg.transforms import OpenStudyd
+
+    step = OpenStudyd(device="cpu")
+    before = describe(step)
+    array = np.full((4, 4, 3), -900, np.int16)
+    step({"image": str(write_nifti(tmp_path / "ct.nii.gz", array, np.diag([1.0, 1.0, 2.0, 1.0])))})
+    assert describe(step) == before != describe(OpenStudyd(modality="MR"))

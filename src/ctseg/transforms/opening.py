@@ -28,6 +28,10 @@ class OpenStudyd(Transform):
         self.device = str(device)
         self._predictors: Predictors | None = None  # made late: what is sent to other processes holds no locks
 
+    def fingerprint(self) -> list[str]:
+        """What the answer depends on beside the image (`ctseg.slicecache`): not the device, nor what is loaded."""
+        return [self.key, self.modality]
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its image read and its study."""
         item = dict(data)
