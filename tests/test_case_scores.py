@@ -118,11 +118,13 @@ def test_a_bundles_evaluation_writes_the_report(root: Path, tmp_path: Path) -> N
     Ledger(data / "split.csv").assign({"p0": "test", "p1": "test"})
     info = get_bundle(bundle)
     configs = [str(info.path / "configs" / f"{name}.json") for name in ("train", "evaluate")]
+    steps = json.loads(Path(configs[0]).read_text())["validate"]["preprocessing"]["transforms"]
+    (place,) = (n for n, step in enumerate(steps) if step["_target_"].endswith("LoadLabeld"))
     overrides: dict[str, Any] = {
         "network_def": {"_target_": "ctseg.thresholding.Threshold", "lower": 0.5, "upper": None},
         "labels": ["block"], "thresholds": {"block": None}, "patch": [16, 16, 8], "spacing": [1.0, 1.25, 2.5],
         "validate#postprocessing#transforms#0#codes": [1], "train#preprocessing": None, "train": None,
-        "validate#preprocessing#transforms#1#labels": ["block"], "optimizer": None, "lr_scheduler": None, "loss": None,
+        f"validate#preprocessing#transforms#{place}#labels": ["block"], "optimizer": None, "lr_scheduler": None, "loss": None,
         "checkpoint_items": None,
         "validate#handlers": [{"_target_": "StatsHandler", "iteration_log": False}],
     }  # fmt: skip

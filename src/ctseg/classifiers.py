@@ -38,9 +38,9 @@ class Normalised(nn.BatchNorm1d):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return (B, channels); a single image is normalised by what was seen so far."""
-        if self.training and len(vectors) == 1:
-            return nn.functional.batch_norm(vectors, self.running_mean, self.running_var, eps=self.eps)
-        return super().forward(vectors)
+        learns = self.training and vectors.shape[0] > 1
+        # Written out, not by super(), which TorchScript does not know.
+        return nn.functional.batch_norm(vectors, self.running_mean, self.running_var, None, None, learns, 0.1, self.eps)
 
 
 class CutEncoder(nn.Module):

@@ -23,7 +23,10 @@ _ANATOMICAL_STRUCTURE = ("123037004", "Anatomical Structure")
 # PS3.16, CID 7162: the families of algorithms; a threshold is nearest to the analysis of a histogram.
 _LEARNED, _RULE = ("123110", "DCM", "Artificial Intelligence"), ("123105", "DCM", "Histogram Analysis")
 # Codes that viewers write where nobody chose one; they say nothing about which organ it is.
-_SAYS_NOTHING = frozenset({"85756007", "123037004", "91723000", "113343008", "91720002", "49755003", "260787004"})
+_SAYS_NOTHING = frozenset(
+    # the last is SNOMED RT's "Tissue", which OHIF writes
+    {"85756007", "123037004", "91723000", "113343008", "91720002", "49755003", "260787004", "T-D0050"}
+)
 _LONGEST_TEXT = 64  # characters of a LO (PS3.5, 6.2)
 
 
