@@ -124,7 +124,8 @@ def test_a_bundles_evaluation_writes_the_report(root: Path, tmp_path: Path) -> N
         "network_def": {"_target_": "ctseg.thresholding.Threshold", "lower": 0.5, "upper": None},
         "labels": ["block"], "thresholds": {"block": None}, "patch": [16, 16, 8], "spacing": [1.0, 1.25, 2.5],
         "validate#postprocessing#transforms#0#codes": [1], "train#preprocessing": None, "train": None,
-        f"validate#preprocessing#transforms#{place}#labels": ["block"], "optimizer": None, "lr_scheduler": None, "loss": None,
+        f"validate#preprocessing#transforms#{place}#labels": ["block"], "optimizer": None, "lr_scheduler": None,
+        "loss": None,
         "checkpoint_items": None,
         "validate#handlers": [{"_target_": "StatsHandler", "iteration_log": False}],
     }  # fmt: skip
@@ -139,5 +140,6 @@ def test_a_bundles_evaluation_writes_the_report(root: Path, tmp_path: Path) -> N
     found, drawn = 10 * 11 * 4 + 3 * 16 * 2, 10 * 11 * 4  # the bar is found too, and is no block
     assert block["dice"] == pytest.approx(2 * drawn / (found + drawn))
     names = {"evaluation.html", "evaluation.json", "cases.csv", "summary.csv", "slices.csv", "dice.json", "iou.json"}
+    names |= {"pooled_iou.json", "image_iou.json"}
     assert {path.name for path in (tmp_path / "report").iterdir()} == names
     assert not (data / "prepared").exists() and not (Path("runs") / info.name).exists()
