@@ -214,7 +214,7 @@ def test_a_presence_experiment_trains_and_follows_its_metric(name: str, tiny_dat
     options = {
         "dataset_dir": str(tiny_dataset), "datalist": f"{organ}.json", "device": "cpu", "batch_size": 2, "epochs": 1,
         "num_workers": 0, "ckpt_dir": str(tmp_path), "spacing": [4.0, 4.0], "patch": [32, 32], "monitor": "val_recall",
-        "slices_per_case": 2,
+        "slices_per_case": 2, "network_def#encoder_weights": None,
     }  # fmt: skip
     files = [str(train_of(name)), str(EXPERIMENTS / f"{name}.yaml")]
     run = ConfigWorkflow(files, workflow_type="train", logging_file=False, **options)

@@ -217,7 +217,7 @@ def _summary(report: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
     lines = ["", *(f"  {name:<{left}}  {text:>{right}}".rstrip() for name, text in rows), ""]
     for name, one in ((report.get("quality") or {}).get("organs") or {}).items():
         if one["dice"] is not None:
-            lines.append(f"note: {name}: estimated Dice {one['dice']:.2f} (plus or minus {one['error']:.2f})")
+            lines.append(f"note: {name}: estimated Dice {one['dice']:.2f}, no measurement (docs/quality.md)")
     for organ in organs:
         if organ["touches_edge"]:
             edges = ", ".join(organ["edges_touched"])
