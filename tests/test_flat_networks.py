@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from ctseg.errors import ConfigError, InputError
 from ctseg.flatnetworks import FLAT_NETWORKS, PRESETS, AnySize
@@ -198,6 +199,29 @@ def test_too_small_an_image(name: str, smallest: int) -> None:
         network = make_flat_network(name)
     with pytest.raises(InputError, match=f"10 x 40 pixels: expected at least {smallest} x {smallest}"):
         network(torch.zeros(1, 3, 10, 40, device="meta"))
+
+
+def test_named_in_a_configuration() -> None:
+    """As a bundle's network_def, loss and preprocessing name them."""
+    parser = ConfigParser(
+        {
+            "network_def": {"_target_": "ctseg.networks.make_flat_network", "name": "unet_strided", "filters": [4, 8]},
+            "loss": {"_target_": "ctseg.losses.make_loss", "name": "bce_structural", "weight": 0.5},
+            "preprocessing": {
+                "_target_": "Compose",
+                "transforms": [
+                    {"_target_": "ctseg.transforms.CropSectord", "keys": ["image", "label"], "source_key": "image"},
+                    {"_target_": "ctseg.transforms.Diffused", "keys": "image", "kind": "isotropic"},
+                ],
+            },
+        }
+    )
+    image = torch.zeros(3, 40, 50)
+    image[:, 5:35, 8:46] = torch.rand(3, 30, 38) + 0.1
+    item = parser.get_parsed_content("preprocessing")({"image": image, "label": torch.ones(1, 40, 50)})
+    assert item["image"].shape == (3, 30, 38) and item["label"].shape == (1, 30, 38)
+    prediction = parser.get_parsed_content("network_def")(item["image"][None])
+    assert parser.get_parsed_content("loss")(prediction, item["label"][None]).isfinite()
 
 
 def test_every_name_is_tested_here() -> None:
