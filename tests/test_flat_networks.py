@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 
 from ctseg.errors import ConfigError, InputError
 from ctseg.flatnetworks import FLAT_NETWORKS, PRESETS, AnySize
@@ -176,6 +177,18 @@ def test_channels_last_and_a_copy_give_the_same() -> None:
         torch.testing.assert_close(network(image), other(image.to(memory_format=torch.channels_last)))
 
 
+@pytest.mark.parametrize("name", [*SMALL, "unet_64_512"])
+def test_half_precision_as_a_training_uses_it(name: str) -> None:
+    torch.manual_seed(0)
+    network = make_flat_network(name, filters=[4, 8])
+    image = torch.rand(2, 3, 21, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prediction = network(image)
+    prediction.float().square().mean().backward()
+    assert prediction.dtype == torch.bfloat16 and prediction.shape == (2, 1, 21, 24)
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in network.parameters())
+
+
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
@@ -218,10 +231,13 @@ def test_named_in_a_configuration() -> None:
     )
     image = torch.zeros(3, 40, 50)
     image[:, 5:35, 8:46] = torch.rand(3, 30, 38) + 0.1
-    item = parser.get_parsed_content("preprocessing")({"image": image, "label": torch.ones(1, 40, 50)})
+    preprocessing = parser.get_parsed_content("preprocessing")
+    item = preprocessing({"image": MetaTensor(image), "label": MetaTensor(torch.ones(1, 40, 50))})
     assert item["image"].shape == (3, 30, 38) and item["label"].shape == (1, 30, 38)
     prediction = parser.get_parsed_content("network_def")(item["image"][None])
     assert parser.get_parsed_content("loss")(prediction, item["label"][None]).isfinite()
+    back = preprocessing.inverse(item)  # diffusion moves nothing and does not break the way back
+    assert back["image"].shape == (3, 40, 50) and back["label"].sum() == 30 * 38
 
 
 def test_every_name_is_tested_here() -> None:
