@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
 from ctseg.errors import ConfigError, InputError
@@ -243,3 +245,25 @@ def test_named_in_a_configuration() -> None:
 def test_every_name_is_tested_here() -> None:
     assert set(FLAT_NETWORKS) == {*SMALL, "unet_64_512"}
     assert set(PRESETS) == {"fpn_light", "fpn_resnet152", "segformer_b0"}
+
+
+@pytest.mark.parametrize("name", ["unet_unpool", "fpn_light"])
+def test_a_slicewise_bundle_trains_with_it(name: str, tiny_dataset: Path, tmp_path: Path, root: Path) -> None:
+    """Laid over a bundle of slices, with a loss and a schedule of the flat images: one epoch, and weights are kept."""
+    content = json.loads((tiny_dataset / "datalist.json").read_text())
+    (tiny_dataset / "flat.json").write_text(json.dumps({**content, "mask_values": {"1": "liver"}}))
+    over = {
+        "network_def": {"_target_": "ctseg.networks.make_flat_network", "name": name, "in_channels": 1},
+        "loss": {"_target_": "ctseg.losses.make_loss", "name": "bce_structural"},
+        "epochs": 1, "val_interval": 1, "batch_size": 2, "num_workers": 0, "device": "cpu", "cache_dir": None,
+    }  # fmt: skip
+    (tmp_path / "over.json").write_text(json.dumps(over))
+    train = root / "bundles" / "liver_ct_segmentation" / "configs" / "train.json"
+    run = ConfigWorkflow(
+        config_file=[str(train), str(tmp_path / "over.json")], workflow_type="train", logging_file=False,
+        bundle_root=str(train.parents[1]), dataset_dir=str(tiny_dataset), datalist="flat.json",
+        ckpt_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    run.initialize()
+    run.run()
+    assert (tmp_path / "run" / "model.pt").is_file()
