@@ -111,6 +111,34 @@ def test_plateau_follows_what_is_measured() -> None:
     assert found == pytest.approx([1, 1, 1, 0.5, 0.5])
 
 
+def test_plateau_with_a_cooldown() -> None:
+    """Halved at the second validation without a better one; in the five of the cooldown none is counted as bad."""
+    schedule = make_schedule("plateau", optimiser(network=1.0), 20, 1, factor=0.5, patience=1, cooldown=5)
+    found = []
+    for metric in (0.5, *[0.4] * 12):
+        schedule.step()
+        schedule.measure(metric)
+        found.append(schedule.get_last_lr()[0])
+    assert found == [1, 1, 0.5, *[0.5] * 6, 0.25, *[0.25] * 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.1, 0.4, 0.7, 1.0, 0.55, 0.1, 0.4, 0.7, 1.0, 0.55]),
+        ({"mode": "triangular2"}, [0.1, 0.4, 0.7, 1.0, 0.55, 0.1, 0.25, 0.4, 0.55, 0.325]),
+    ],
+    ids=["triangular", "halved each time"],
+)
+def test_cyclic_is_triangular(options: dict, expected: list[float]) -> None:
+    """Three steps up, two down; with epochs as its unit too."""
+    recipe = {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3, "step_size_down": 2, **options}
+    each = make_schedule("cyclic", optimiser(network=0.5), 10, 1, **recipe)
+    assert first(each, 10) == pytest.approx(expected)
+    by_epoch = make_schedule("cyclic", optimiser(network=0.5), 10, 2, per="epoch", **recipe)
+    assert first(by_epoch, 20)[::2] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("at", [3, 72, 80, 95])
 def test_resumes_where_it_was(at: int) -> None:
     def make() -> Any:

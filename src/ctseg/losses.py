@@ -15,6 +15,7 @@ from monai.networks import one_hot
 from torch import nn
 
 from ctseg.errors import ConfigError
+from ctseg.pixellosses import PIXEL_LOSSES
 from ctseg.sentences import look_up, options_of, said_plainly
 
 
@@ -210,6 +211,7 @@ LOSSES: Mapping[str, Any] = {
     "dice_ce": _compound(monai_losses.DiceCELoss, **_ONE),
     "dice_focal": _compound(monai_losses.DiceFocalLoss, gamma=2.0, **_ONE),
     "contrastive": _contrastive,
+    **PIXEL_LOSSES,
 }
 
 

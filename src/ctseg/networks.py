@@ -16,6 +16,7 @@ from torch import nn
 
 from ctseg.classifiers import Classifier, CutEncoder, load_encoder
 from ctseg.errors import ConfigError
+from ctseg.flatnetworks import FLAT_NETWORKS, PRESETS, AnySize
 from ctseg.sentences import look_up, options_of, said_plainly
 
 FIRST_LAYERS = ("adapt", "repeat")
@@ -156,6 +157,39 @@ def make_classifier(
 
 
 @said_plainly
+def make_flat_network(
+    name: str, in_channels: int = 3, classes: int = 1, first_layer: str = "adapt", **options: Any
+) -> nn.Module:
+    """Return a network for flat images of any size, by name.
+
+    Args:
+        name: segnet, unet_unpool, unet_nearest, unet_strided, unet_64_512 (`ctseg.flatnetworks`); or a network of
+            `make_segmenter` with its options set: fpn_light, fpn_resnet152, segformer_b0.
+        in_channels: of the image.
+        classes: logits.
+        first_layer: as for `make_segmenter`.
+        options: `filters` and `convolutions` of the former, those of `make_segmenter` of the latter; freeze_encoder.
+
+    Raises:
+        ConfigError: for an unknown name, or options that do not fit.
+    """
+    kind, fixed = look_up("network", name, {**FLAT_NETWORKS, **{preset: (None, PRESETS[preset]) for preset in PRESETS}})
+    if kind is None:
+        return AnySize(make_segmenter(**{**fixed, **options}, in_channels=in_channels, classes=classes,
+                                      first_layer=first_layer))  # fmt: skip
+    frozen = options.pop("freeze_encoder", False)
+    known = options_of(kind, ("in_channels", "classes", *fixed, "strided", "up", "skips"))
+    if unknown := [option for option in options if option not in known]:
+        known = [*known, "freeze_encoder"]
+        raise ConfigError(f"The network {name} has no option {', '.join(unknown)}: expected one of {', '.join(known)}.")
+
+    def build(channels: int) -> nn.Module:
+        return kind(channels, classes, **fixed, **options)
+
+    return _finish(build, f"network {name}", in_channels, first_layer, None, frozen)
+
+
+@said_plainly
 def make_monai_network(name: str, **options: Any) -> nn.Module:
     """Return one of MONAI's networks, 2D or 3D, by its class name: UNet, SegResNet, DynUNet, SwinUNETR, ...
 
@@ -181,8 +215,8 @@ def encoder_of(network: nn.Module) -> nn.Module:
     Raises:
         ConfigError: when it has none.
     """
-    while isinstance(network, (RepeatGrey, nn.parallel.DistributedDataParallel)):
-        network = network.network if isinstance(network, RepeatGrey) else network.module
+    while isinstance(network, (RepeatGrey, AnySize, nn.parallel.DistributedDataParallel)):
+        network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network.network
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, nn.Module):
         parts = ", ".join(name for name, _ in network.named_children())

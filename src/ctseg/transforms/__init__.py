@@ -2,6 +2,7 @@
 
 from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
+from ctseg.transforms.diffusion import Diffused
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
 from ctseg.transforms.opening import OpenStudyd
@@ -10,10 +11,13 @@ from ctseg.transforms.pieces import RemoveSmallPiecesd
 from ctseg.transforms.pixels import PixelSpacingd
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
+from ctseg.transforms.sectors import CropSectord
 
 __all__ = [
     "AddOrgansd",
     "CleanUpd",
+    "CropSectord",
+    "Diffused",
     "GateSlicesd",
     "KeepLargestCored",
     "LoadLabeld",
