@@ -18,7 +18,7 @@ from helpers_bundles import make_bundle
 
 CLONE = Path(__file__).resolve().parents[1]
 NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", ".cache", "build", "dist", "runs", "demo-output", "*cache*", "*.egg-info"
+    ".git", ".venv", ".cache", "build", "dist", "runs", "demo-output", "__pycache__", ".*cache*", "*.egg-info"
 )
 
 pytest.importorskip("setuptools", "77", reason="building a wheel without network needs setuptools in the environment")

@@ -19,7 +19,7 @@ from ctseg.files import file_sha256
 from ctseg.prediction import Predictor
 from ctseg.registry import BundleInfo, find_bundles
 
-TRAINED = [name for name, info in find_bundles().items() if info.trained]
+TRAINED = [name for name, info in find_bundles().items() if info.trained and info.segments]
 
 
 @pytest.fixture(scope="module")
