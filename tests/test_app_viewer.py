@@ -40,6 +40,7 @@ class StudiesServer:
         self.stored: list[bytes] = []
         self.asked: list[str] = []
         self.delay = 0.0
+        self.store_answer = b"{}"
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -51,7 +52,7 @@ class StudiesServer:
             def do_POST(self) -> None:
                 outer.asked.append(self.path)
                 outer.stored.append(self.rfile.read(int(self.headers["Content-Length"])))
-                self._send(200, DICOM_JSON, b"{}")
+                self._send(200, DICOM_JSON, outer.store_answer)
 
             def _send(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
@@ -308,6 +309,17 @@ def test_highdicom_reads_what_is_stored(page: Any, case: Any, studies: StudiesSe
     planes = seg.get_pixels_by_source_instance(uids, segment_numbers=[number], ignore_spatial_locations=True,
                                                assert_missing_frames_are_empty=True)[..., 0]  # fmt: skip
     np.testing.assert_array_equal(planes.transpose(2, 1, 0), case.label_map == 1)
+
+
+def test_a_label_that_the_studies_server_does_not_take_is_not_said_to_be_stored(
+    page: Any, case: Any, studies: StudiesServer
+) -> None:
+    studies.store_answer = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [272]}}]}}'
+    answer = sent(page, case.seg)
+    assert (answer.status_code, "did not take" in answer.json()["detail"]) == (502, True)
+    assert page.told == []
+    studies.store_answer = b'{"00081198": {"vr": "SQ"}}'  # Orthanc's way to say that nothing failed
+    assert sent(page, case.seg).status_code == 200
 
 
 def test_a_label_drawn_by_hand_is_manual(page: Any, case: Any, studies: StudiesServer, tmp_path: Path) -> None:

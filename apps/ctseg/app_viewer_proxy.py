@@ -22,7 +22,8 @@ _RETRIEVE = re.compile(
     rf"studies/{_UID}(/series/{_UID}(/instances/{_UID}(/frames/[0-9]+(,[0-9]+)*)?)?)?"
     r"(/metadata|/rendered|/thumbnail|/bulk/[0-9a-f/]+)?"
 )
-_MODALITY, _REFERENCED_SERIES, _SERIES = "00080060", "00081115", "0020000E"
+_FAILED = re.compile(rb'"00081198"\s*:\s*\{[^{}]*"Value"\s*:\s*\[\s*\{')  # FailedSOPSequence with an item (PS3.18, I.2)
+_MODALITY, _STUDY, _SERIES = "00080060", "0020000D", "0020000E"
 _REMEMBERED = 4096
 
 
@@ -73,7 +74,7 @@ class StudiesProxy:
             data=body,
             headers={"Content-Type": kind, "Accept": "application/dicom+json"},
         )
-        if not answer.ok or answer.json().get("00081198", {}).get("Value"):  # FailedSOPSequence
+        if not answer.ok or _FAILED.search(answer.content):
             raise refused(502, f"the studies' server did not take the label (it answered {answer.status_code})")
 
     def json(self, path: str, query: str = "") -> list[dict[str, Any]]:
@@ -107,7 +108,7 @@ class StudiesProxy:
             HTTPException: 404 when there is no such series.
         """
         found = self.json("series", f"SeriesInstanceUID={series}&includefield=StudyInstanceUID")
-        study = next((str(first(one, "0020000D")) for one in found if first(one, _SERIES) == series), "")
+        study = next((str(first(one, _STUDY)) for one in found if first(one, _SERIES) == series), "")
         if not study:
             raise refused(404, "there is no such series on the studies' server; was it deleted? open the study again")
         return study

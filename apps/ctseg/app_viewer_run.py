@@ -44,7 +44,7 @@ def run_model(app: Any, pacs: StudiesProxy, asked: Asked) -> dict[str, Any]:
         HTTPException: 4xx with one sentence for what the caller can mend, 502 and 504 when the studies' server fails.
     """
     study = pacs.study_of(asked.series)
-    volume = app.datastore().volume(asked.series)
+    volume = place_of(app, asked.series)
     result = app.infer(
         {"model": asked.model, "image": asked.series, "device": asked.device, "result_extension": ".nii"}
     )
@@ -60,6 +60,20 @@ def run_model(app: Any, pacs: StudiesProxy, asked: Asked) -> dict[str, Any]:
     series = store(pacs, label_map, volume, entries, algorithm, description)
     said = {key: params[key] for key in _SAID if key in params}
     return {"study": study, "series": series, "model": asked.model, "version": version, **said}
+
+
+def place_of(app: Any, series: str) -> Volume:
+    """Return where a series lies, without its pixels.
+
+    Raises:
+        HTTPException: 404 when there is no such series, 422 when it is no even stack of slices, 409 when the studies
+            are on a server of another kind.
+    """
+    datastore = app.datastore()
+    if not hasattr(datastore, "volume"):
+        raise refused(409, "the viewer's labels need studies on a DICOMweb server, and these are on another kind")
+    volume: Volume = datastore.volume(series)
+    return volume
 
 
 @contextmanager

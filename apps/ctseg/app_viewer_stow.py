@@ -14,7 +14,7 @@ from app_dicom_labels import known_entries
 from app_http import refused
 from app_viewer_multipart import parts_of
 from app_viewer_proxy import StudiesProxy
-from app_viewer_run import said, store
+from app_viewer_run import place_of, said, store
 from fastapi.responses import JSONResponse
 
 from ctseg.dicomseg import Algorithm
@@ -49,7 +49,7 @@ def store_label(pacs: StudiesProxy, app: Any, kind: str, body: bytes, study: str
     own_study = pacs.study_of(series)
     if study not in ("", own_study):
         raise refused(409, "the label belongs to another study than the one it was stored in; open its own study")
-    volume = app.datastore().volume(series)
+    volume = place_of(app, series)
     entries = known_entries(app.bundles().values())
     with said(volume.source, "the series"):
         label_map, _ = label_map_of(dataset, volume, entries, _WHAT)

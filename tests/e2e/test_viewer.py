@@ -346,14 +346,18 @@ def test_the_panel_can_be_used_with_the_keyboard_and_by_name(page: Any) -> None:
 
 
 def test_a_quality_estimate_is_shown_where_the_answer_has_one(page: Any) -> None:
+    organs = {"block": {"expected_dice": 0.95, "dice": 0.874, "error": 0.031}, "bar": {"dice": None, "error": None}}
+
     def with_estimate(route: Any) -> None:
         answer = route.fetch(timeout=PATIENCE)
-        route.fulfill(response=answer, json={**answer.json(), "quality": {"dice": 0.874}})
+        route.fulfill(response=answer, json={**answer.json(), "quality": {"dice": 0.874, "organs": organs}})
 
     page.route(re.compile("/viewer/run$"), with_estimate)
     run(page, PAIR)
     page.unroute(re.compile("/viewer/run$"))
-    assert "estimated Dice 0.87" in page.inner_text("#ctseg-results")
+    block, bar, *_ = page.locator("#ctseg-results li").all_inner_texts()
+    assert re.fullmatch(r"block: [\d.]+ ml, estimated Dice 0.87 \u00b1 0.03", block)
+    assert re.fullmatch(r"bar: [\d.]+ ml", bar)
     assert page.locator("#ctseg-organs label").all_inner_texts() == ["block", "bar"]
     run(page, PAIR)
     assert "Dice" not in page.inner_text("#ctseg-results")

@@ -1,6 +1,7 @@
 // The panel: what an annotator sees and presses, from opening a case to the next one.
 import { askBeforeLoss } from './ask.mjs';
-import { make, organRow, ownKeys, tool } from './dom.mjs';
+import { make, organRow, ownKeys } from './dom.mjs';
+import { layout } from './layout.mjs';
 import * as masks from './masks.mjs';
 import * as server from './server.mjs';
 import { Training } from './training.mjs';
@@ -15,7 +16,15 @@ export class Panel {
     this.unsaved = false;
     this.busy = false;
     this.tried = ''; // the series whose newest mask was looked for
-    this.node = ownKeys(this.#build());
+    const { node, parts } = layout({
+      run: () => this.#run(),
+      empty: () => this.#empty(),
+      submit: () => this.#submit(),
+      next: () => this.#next(),
+      chosen: () => this.#draw(),
+    });
+    this.node = ownKeys(node);
+    this.parts = parts;
     this.training = new Training(this.parts.training, sentence => this.#fail(sentence));
     window.addEventListener('beforeunload', event => this.unsaved && event.preventDefault());
     window.addEventListener('popstate', event => this.#keepFromGoingBack(event), true);
@@ -223,7 +232,8 @@ export class Panel {
     try {
       const info = await server.info();
       this.models = info.models;
-      this.parts.model.fill(Object.entries(info.models).map(([name, { trained, status, version }]) => ({
+      const segmenting = Object.entries(info.models).filter(([, { type }]) => type !== 'classification');
+      this.parts.model.fill(segmenting.map(([name, { trained, status, version }]) => ({
         value: name,
         text: trained || status === 'no weights needed' ? `${name} ${version}` : `${name} (${status})`,
       })));
@@ -247,11 +257,12 @@ export class Panel {
   }
 
   #results({ volumes_ml: volumes = {}, quality, notes = [], cut_by_the_scan: cut = [] }) {
-    const lines = Object.entries(volumes).map(([organ, ml]) => `${organ}: ${ml.toFixed(1)} ml`);
-    const dice = typeof quality === 'object' && quality ? quality.dice : quality;
-    if (typeof dice === 'number') {
-      lines.push(`estimated Dice ${dice.toFixed(2)}`);
-    }
+    const lines = Object.entries(volumes).map(([organ, ml]) => {
+      const { dice, error } = quality?.organs?.[organ] ?? {};
+      const around = typeof error === 'number' ? ` \u00b1 ${error.toFixed(2)}` : '';
+      const estimate = typeof dice === 'number' ? `, estimated Dice ${dice.toFixed(2)}${around}` : '';
+      return `${organ}: ${ml.toFixed(1)} ml${estimate}`;
+    });
     lines.push(...cut.map(organ => `${organ} reaches the edge of the scan`), ...notes);
     this.parts.results.replaceChildren(...lines.map(line => make('li', {}, line)));
     this.parts.results.hidden = !lines.length;
@@ -285,62 +296,5 @@ export class Panel {
         masks.chooseOrgan(mask, organs[0].index);
       }
     }
-  }
-
-  #build() {
-    const parts = (this.parts = {});
-    const style = make('link', { rel: 'stylesheet', href: new URL('ctseg.css', import.meta.url).href });
-    const section = (title, ...children) => make('section', {}, make('h2', {}, title), ...children);
-    const button = (name, text, pressed, more = {}) =>
-      (parts[name] = make('button', { type: 'button', id: `ctseg-${name}`, onclick: pressed, ...more }, text));
-    const choice = (name, text) => {
-      const select = (parts[name] = make('select', { id: `ctseg-${name}`, onchange: () => this.#draw() }));
-      select.fill = options => {
-        const chosen = select.value;
-        const ready = options.map(({ value, text: words }) => make('option', { value }, words));
-        select.replaceChildren(...ready);
-        if (options.some(({ value }) => value === chosen)) {
-          select.value = chosen;
-        }
-      };
-      return make('div', {}, make('label', { htmlFor: select.id }, text), select);
-    };
-    const line = (name, tag = 'p', more = {}) => (parts[name] = make(tag, { id: `ctseg-${name}`, ...more }));
-
-    parts.tools = make('div', { id: 'ctseg-tools', role: 'group', ariaLabel: 'Tools' });
-    const size = make('input', { type: 'range', id: 'ctseg-radius', min: '1', max: '40', step: '1', value: '8' });
-    const width = make('output', { htmlFor: size.id }, '8 mm');
-    size.oninput = () => {
-      width.textContent = `${size.value} mm`;
-      masks.brushRadius(Number(size.value));
-    };
-    const pick = (name, text, toolName) =>
-      tool(parts.tools, name, text, () => {
-        masks.chooseTool(toolName);
-        masks.brushRadius(Number(size.value));
-      });
-    parts.tools.append(
-      pick('brush', 'Brush', 'CircularBrush'),
-      pick('eraser', 'Eraser', 'CircularEraser'),
-      pick('window', 'Window', 'WindowLevel'),
-      make('button', { type: 'button', id: 'ctseg-undo', onclick: () => masks.undo() }, 'Undo'),
-      make('div', { className: 'ctseg-row' }, make('label', { htmlFor: size.id }, 'Radius'), size, width)
-    );
-    parts.training = make('div', { id: 'ctseg-training' });
-    return make('div', { id: 'ctseg', role: 'region', ariaLabel: 'Annotation' },
-      style,
-      line('error', 'p', { role: 'alert', hidden: true }),
-      line('status', 'p', { role: 'status' }),
-      section('Case', line('case'), line('mask'), line('unsaved', 'p', { hidden: true, textContent: 'Corrected, not submitted yet' })),
-      section('Model', choice('model', 'Model'),
-        make('div', { className: 'ctseg-row' },
-          button('run', 'Run model', () => this.#run(), { className: 'main' }),
-          button('empty', 'Empty mask', () => this.#empty())),
-        line('results', 'ul', { hidden: true })),
-      section('Correct', line('organs', 'fieldset', { ariaLabel: 'Organ to draw' }), parts.tools),
-      section('Submit', button('submit', 'Submit label', () => this.#submit(), { className: 'main' })),
-      section('Next', choice('strategy', 'Chosen by'), button('next', 'Next case', () => this.#next())),
-      section('Training', parts.training)
-    );
   }
 }
