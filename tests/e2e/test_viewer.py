@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import shutil
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,16 @@ def opened(site: Site, case: Case, mask: str = "No mask yet") -> Iterator[Any]:
         context.close()
     assert outside == [], "an address outside was asked"
     assert errors == []
+
+
+def with_a_mask(site: Site, case: Case) -> Case:
+    """Have a model's mask stored with a case that has none yet, so that each test can run alone."""
+    if not site.orthanc.labels(case.series):
+        body = json.dumps({"model": PAIR, "series": case.series}).encode()
+        request = urllib.request.Request(f"{site.url}/viewer/run", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            assert json.load(answer)["study"] == case.study
+    return case
 
 
 def settled(page: Any) -> None:
@@ -292,7 +303,7 @@ def stroke(page: Any) -> None:
 
 
 def test_corrections_are_asked_about_before_they_are_lost(site: Site) -> None:
-    with opened(site, site.odd, "Shown: ") as page:
+    with opened(site, with_a_mask(site, site.odd), "Shown: ") as page:
         count = len(site.orthanc.labels(site.odd.series))
         before = shown_voxels(page, site.odd)
         stroke(page)
@@ -328,10 +339,17 @@ def test_corrections_are_asked_about_before_they_are_lost(site: Site) -> None:
     np.testing.assert_array_equal(voxels_of(label, site.odd, drawn.shape)["liver"], drawn == 1)
 
 
+def next_by(site: Site, strategy: str) -> str:
+    address = f"{site.url}/activelearning/{strategy}"
+    request = urllib.request.Request(address, b"{}", {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return str(json.load(answer).get("id", ""))
+
+
 @pytest.fixture(scope="module")
 def page(site: Site) -> Iterator[Any]:
     """One session for what changes nothing that another test looks at."""
-    with opened(site, site.even, "Shown: ") as page:
+    with opened(site, with_a_mask(site, site.even), "Shown: ") as page:
         yield page
 
 
@@ -402,30 +420,51 @@ def test_the_progress_of_a_training_is_shown(site: Site, page: Any) -> None:
 
 
 def test_next_case_opens_with_its_newest_mask_in_the_same_page(site: Site, page: Any) -> None:
+    submit(page)
     # A model's mask is there already, but no human has accepted it: the case is still to be labelled.
-    body = json.dumps({"model": PAIR, "series": site.third.series}).encode()
-    headers = {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(f"{site.url}/viewer/run", body, headers), timeout=120) as answer:
-        assert json.load(answer)["study"] == site.third.study
+    cases = {case.series: case for case in (site.odd, site.third)}
+    case = with_a_mask(site, cases[next_by(site, "first")])
     page.evaluate("window.samePage = true")
     page.select_option("#ctseg-strategy", "first")
     page.click("#ctseg-next")
-    page.wait_for_function("uid => location.search.includes(uid)", arg=site.third.study)
-    page.wait_for_function("document.querySelector('#ctseg-case')?.textContent === 'CT, 8 slices'")
-    page.wait_for_function("name => document.querySelector('#ctseg-mask')?.textContent.includes(name)", arg=PAIR)
+    page.wait_for_function("uid => location.search.includes(uid)", arg=case.study)
+    words = f"CT, {len(case.slices)} slices"
+    page.wait_for_function("words => document.querySelector('#ctseg-case')?.textContent === words", arg=words)
+    page.wait_for_function("document.querySelector('#ctseg-mask')?.textContent.startsWith('Shown: ')")
     settled(page)
     assert page.evaluate("window.samePage")
-    proposed = shown_voxels(page, site.third)
+    proposed = shown_voxels(page, case)
     stroke(page)
     page.evaluate("history.back()")  # within the page: OHIF would leave the case without a word
     page.click("#ctseg-ask-stay")
-    assert site.third.study in page.url
-    corrected = shown_voxels(page, site.third)
-    assert (corrected != proposed).any()
+    assert case.study in page.url
+    assert (shown_voxels(page, case) != proposed).any()
     submit(page)
-    page.click("#ctseg-next")
-    settled(page)
-    assert page.inner_text("#ctseg-status") == "Every case has its label."
+    assert next_by(site, "first") != case.series, "a case that was labelled a second ago is not offered again"
+
+
+def test_every_request_of_the_page_carries_the_token_in_front(site: Site) -> None:
+    server = f"{site.url}/t/a-token"
+    try:
+        urllib.request.urlopen(f"{server}/info/", timeout=60).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        pytest.skip(f"this server takes no token in its address ({error.code})")
+    with_a_mask(site, site.third)
+    context = site.chromium.new_context(viewport=SIZE)
+    try:
+        page, asked = context.new_page(), []
+        page.on("request", lambda one: asked.append(one.url))
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{server}/viewer/segmentation?StudyInstanceUIDs={site.third.study}")
+        page.wait_for_selector("#ctseg-run:not([disabled])")
+        page.wait_for_function("document.querySelector('#ctseg-mask').textContent.startsWith('Shown: ')")
+        settled(page)
+    finally:
+        context.close()
+    assert [url for url in asked if not url.startswith((f"{server}/", "blob:", "data:"))] == []
+    for part in ("/viewer/ctseg.mjs", "/info/", "/dicom-web/studies", "/frames/1", "/train/"):
+        assert any(part in url for url in asked), part
 
 
 def test_monailabels_own_viewer_still_opens_a_study(site: Site) -> None:
