@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+from app_dicom_folder import kept_in
 from app_dicom_labels import FoundLabel, Labels, known_entries
 from app_dicom_pacs import Pacs, connect, patient_of
 from app_dicom_saving import checked_mask, seg_of
@@ -28,7 +29,6 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
-from monailabel.utils.others.generic import md5_digest
 
 from ctseg.dicom import read_dicom_grid
 from ctseg.dicomseg import read_seg
@@ -50,14 +50,11 @@ def open_studies_server(address: str, data: str, bundles: Sequence[BundleInfo]) 
 
     Args:
         address: of its DICOMweb services, http or https.
-        data: folder for what is fetched and for trainings (`--conf data FOLDER`); "" takes MONAI Label's setting
-            MONAI_LABEL_DICOMWEB_CACHE_PATH, else a folder in the user's home.
+        data: folder for what is fetched and for trainings (`--conf data FOLDER`); "" takes `kept_in`'s default.
         bundles: whose labels are known.
     """
-    cache = (settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip()
-    folder = Path(data or cache or Path.home() / ".local" / "share" / "ctseg" / "dicomweb")
     address = address.strip().rstrip("/")
-    folder = folder.expanduser().resolve() / md5_digest(address)
+    folder = kept_in(data, address)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # patients' images
     return SeriesOnServer(Pacs(connect(address)), folder, known_entries(bundles))

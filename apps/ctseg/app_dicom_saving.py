@@ -29,7 +29,7 @@ def checked_mask(file: Path, volume: Volume) -> NDArray[np.uint8]:
         InputError, GeometryError: one sentence.
     """
     mask = read_volume(file, "label")
-    check_same_grid(volume.shape, volume.affine, mask.shape, mask.affine, "the label")
+    check_same_grid(volume.shape, volume.affine, mask.shape, mask.affine, "that was sent")
     try:
         values = value_counts(mask.array)
     except InputError as error:

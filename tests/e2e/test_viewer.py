@@ -363,6 +363,11 @@ def test_the_panel_can_be_used_with_the_keyboard_and_by_name(page: Any) -> None:
     assert page.get_attribute("#ctseg-brush", "aria-pressed") == "true", "OHIF's shortcut did not take the key"
 
 
+def test_the_panel_ends_where_the_window_does(page: Any) -> None:
+    bottom, window = page.evaluate("[document.querySelector('#ctseg').getBoundingClientRect().bottom, innerHeight]")
+    assert bottom <= window, "what is further down could not be scrolled to"
+
+
 def test_a_quality_estimate_is_shown_where_the_answer_has_one(page: Any) -> None:
     organs = {"block": {"expected_dice": 0.95, "dice": 0.874, "error": 0.031}, "bar": {"dice": None, "error": None}}
 
@@ -404,6 +409,13 @@ def test_the_progress_of_a_training_is_shown(site: Site, page: Any) -> None:
     page.wait_for_function("document.querySelector('#ctseg-train-status').textContent.includes('epoch 3 of 12')")
     assert page.inner_text("#ctseg-train-status").endswith("loss 0.250, best validation Dice 0.910")
     assert page.locator("#ctseg-progress").evaluate("bar => bar.value / bar.max") == 0.25
+    # It ends: the panel says what became of the new network.
+    verdict = "validation Dice 0.910 on 2 cases, 0.900 for 0.1.0 before it: taken into use"
+    info["train_stats"][LIVER] |= {"version": "0.1.0+new", "published": True, "verdict": verdict}
+    page.unroute(re.compile("/train/"))
+    page.route(re.compile("/train/"), lambda route: route.fulfill(status=404, json={"detail": "none"}))
+    page.wait_for_function("document.querySelector('#ctseg-train-status').textContent.includes('taken into use')")
+    assert page.inner_text("#ctseg-train-status") == f"The training of 0.1.0+new is done: {verdict}"
     page.unroute_all()
 
 

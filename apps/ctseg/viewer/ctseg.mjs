@@ -12,7 +12,7 @@ const element = ref => ({
   type: 'div',
   key: null,
   ref,
-  props: { style: { height: '100%' } },
+  props: { style: { flex: '1 1 0', minHeight: 0 } }, // what the row of tabs leaves; the panel scrolls in itself
   _owner: null,
   _store: {},
 });

@@ -17,11 +17,11 @@ export function layout(on) {
     (parts[name] = make('button', { type: 'button', id: `ctseg-${name}`, onclick: pressed, ...more }, text));
   const choice = (name, text) => {
     const select = (parts[name] = make('select', { id: `ctseg-${name}`, onchange: () => on.chosen() }));
-    select.fill = options => {
-      const chosen = select.value;
+    select.fill = (options, preferred) => {
+      const chosen = [select.value, preferred].find(one => options.some(({ value }) => value === one));
       const ready = options.map(({ value, text: words }) => make('option', { value }, words));
       select.replaceChildren(...ready);
-      if (options.some(({ value }) => value === chosen)) {
+      if (chosen !== undefined) {
         select.value = chosen;
       }
     };

@@ -236,7 +236,7 @@ export class Panel {
       this.parts.model.fill(segmenting.map(([name, { trained, status, version }]) => ({
         value: name,
         text: trained || status === 'no weights needed' ? `${name} ${version}` : `${name} (${status})`,
-      })));
+      })), server.firstTrained(segmenting));
       this.parts.strategy.fill(Object.keys(info.strategies).map(name => ({ value: name, text: name })));
       this.training.take(info);
       this.#draw();
@@ -254,6 +254,7 @@ export class Panel {
   #fail(sentence) {
     this.parts.error.textContent = sentence;
     this.parts.error.hidden = !sentence;
+    this.parts.error.scrollIntoView({ block: 'nearest' }); // above what is seen when Train was pressed
   }
 
   #results({ volumes_ml: volumes = {}, quality, notes = [], cut_by_the_scan: cut = [] }) {

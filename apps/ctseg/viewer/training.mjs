@@ -8,7 +8,7 @@ export class Training {
   constructor(node, fail) {
     this.fail = fail;
     this.running = false;
-    this.model = make('select', { id: 'ctseg-trainer' });
+    this.model = make('select', { id: 'ctseg-trainer', onchange: () => this.#chosen() });
     this.startButton = make('button', { type: 'button', id: 'ctseg-train', onclick: () => this.#start() }, 'Train');
     this.stopButton = make('button', { type: 'button', id: 'ctseg-stop', onclick: () => this.#stop() }, 'Stop');
     this.bar = make('progress', { id: 'ctseg-progress', ariaLabel: 'Progress of the training', hidden: true });
@@ -32,19 +32,29 @@ export class Training {
   }
 
   /** Take what `/info/` says: which models can be trained, and the numbers of their newest training. */
-  take({ trainers, train_stats: stats }) {
+  take({ trainers, models, train_stats: stats }) {
     const names = Object.keys(trainers ?? {});
     if (names.join() !== this.names) {
       this.names = names.join();
       this.model.replaceChildren(...names.map(name => make('option', { value: name }, name)));
+      this.model.value = server.firstTrained(names.map(name => [name, models?.[name] ?? {}])) ?? '';
     }
     this.stats = stats ?? {};
+    this.#draw();
+  }
+
+  /** Another model: its own newest training is shown, unless one runs. */
+  #chosen() {
+    if (!this.running) {
+      this.trained = this.ended = undefined;
+    }
     this.#draw();
   }
 
   async #start() {
     this.fail('');
     this.trained = this.model.value;
+    this.before = this.stats?.[this.trained]?.start_ts;
     try {
       await server.train(this.model.value);
       this.running = true;
@@ -67,6 +77,9 @@ export class Training {
     try {
       const before = this.running;
       this.running = await server.isTraining();
+      if (this.running && !this.trained) {
+        this.trained = (await server.trainTask())?.request?.model; // another page started it
+      }
       if (before || this.running) {
         this.take(await server.info());
       }
@@ -85,7 +98,9 @@ export class Training {
   }
 
   #draw() {
-    const stats = this.stats?.[this.trained ?? this.model.value] ?? {};
+    const newest = this.stats?.[this.trained ?? this.model.value] ?? {};
+    // A training that has just been asked for has no numbers yet: these are the ones before.
+    const stats = this.running && newest.start_ts !== undefined && newest.start_ts === this.before ? {} : newest;
     const { epoch = 0, total_epochs: total = 0, history = [], best_metric: best } = stats;
     this.startButton.disabled = this.running || !this.model.value;
     this.stopButton.disabled = !this.running;
@@ -96,13 +111,15 @@ export class Training {
     const words = [];
     if (this.running) {
       words.push(total ? `Training: epoch ${epoch} of ${total}` : 'The training is starting');
-    } else if (this.ended) {
-      words.push(this.ended === 'DONE' ? 'The training is done' : 'The training ended without a network');
+    } else if (this.ended && this.ended !== 'DONE') {
+      words.push('The training ended without a new network; the one before stays in use');
+    } else if (stats.verdict) {
+      words.push(`The training of ${stats.version} is done: ${stats.verdict}`);
     }
-    if (epoch && typeof last.loss === 'number') {
+    if (this.running && epoch && typeof last.loss === 'number') {
       words.push(`loss ${last.loss.toFixed(3)}`);
     }
-    if (epoch && typeof best === 'number') {
+    if (this.running && epoch && typeof best === 'number') {
       words.push(`best validation Dice ${best.toFixed(3)}`);
     }
     const text = words.join(', ');
