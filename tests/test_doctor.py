@@ -172,6 +172,9 @@ def test_orthanc_without_gdcm_is_noted(pages: str, monkeypatch: pytest.MonkeyPat
     own["/plugins"] = (200, '["dicom-web", "gdcm"]')
     assert _found(doctorservers.studies_checks(f"{pages}/dicom-web"))["orthanc"].status == OK
     assert _found(doctorservers.studies_checks(f"{pages}/wrong"))["dicomweb"].status == PROBLEM
+    own["/dicom-web/studies"] = (401, "")
+    locked = _found(doctorservers.studies_checks(f"{pages}/dicom-web"))["dicomweb"]
+    assert locked.status == NOTE and "MONAI_LABEL_DICOMWEB_USERNAME" in locked.advice
 
 
 def test_a_server_its_token_viewers_and_origins(pages: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from helpers_phantoms import f_phantom, straight_affine, write_axial_series, wri
 from ctseg import orthanc, servingplan, servingrun
 from ctseg.childprocess import Child
 from ctseg.cli import main
-from ctseg.errors import InputError, OutputError
+from ctseg.errors import CtsegError, InputError, OutputError
 from ctseg.orthanc import ServingError, dicom_files, find_orthanc
 from ctseg.servingplan import checked_plan, free_port, only_one, server_command
+from ctseg.users import add_user
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
 
@@ -256,3 +258,20 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         assert _alive(pid)
         parent.kill()
     assert _until(lambda: not _alive(pid))
+
+
+def test_users_stand_in_for_a_token(tmp_path: Path) -> None:
+    studies = tmp_path / "cts"
+    studies.mkdir()
+    (studies / "a.nii.gz").touch()
+    users = tmp_path / "users.json"
+    with pytest.raises(InputError, match="--users"):
+        checked_plan(str(studies), host="0.0.0.0")
+    with pytest.raises(CtsegError, match=re.escape(users.name)):
+        checked_plan(str(studies), users=users)
+    add_user(users, "anna", "annotator")
+    plan = checked_plan(str(studies), users=users)
+    assert plan.needs_token and plan.token_file is None
+    command = server_command(plan)
+    assert command[command.index("users") - 1 :][:3] == ["--conf", "users", str(users)]
+    assert not checked_plan(str(studies)).needs_token

@@ -94,8 +94,10 @@ def ask(address: str, token: str | None = None, **headers: str) -> tuple[int, di
 def _dicomweb(address: str) -> Iterator[Finding]:
     status, _, body = ask(f"{address}/studies?limit=1", Accept="application/dicom+json")
     if status not in (200, 204) or not _is_list(body):
+        # With a password it may well work: the server gets it from its environment, this command does not ask for it.
+        state = NOTE if status in (401, 403) else PROBLEM
         yield Finding(
-            "dicomweb", PROBLEM, f"{address} answers {status} to a search for studies", _dicomweb_advice(status)
+            "dicomweb", state, f"{address} answers {status} to a search for studies", _dicomweb_advice(status)
         )
         return
     yield Finding("dicomweb", OK, f"{address} answers a search for studies")

@@ -32,6 +32,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--models", default="", metavar="NAMES", help="bundles, with commas between (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that clients must show")
+    parser.add_argument("--users", type=Path, metavar="FILE", help="file of users with roles (ctseg user makes it)")
     parser.add_argument(
         "--data",
         type=Path,
@@ -52,6 +53,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         models=arguments.models,
         device=arguments.device,
         token_file=arguments.token_file,
+        users=arguments.users,
         data=arguments.data,
     )
     run(plan)

@@ -17,6 +17,7 @@ from typing import Literal
 from ctseg.errors import InputError, OutputError
 from ctseg.orthanc import ServingError, check_dicom, find_orthanc
 from ctseg.registry import BundleInfo, app_root, find_bundles
+from ctseg.users import read_users
 
 FOLDER = ".ctseg"  # in the studies: Orthanc's storage, what is fetched from it, logs
 _NIFTI = (".nii.gz", ".nii")
@@ -35,6 +36,7 @@ class Plan:
         models: bundle names with commas between; "" for all.
         device: "auto", "cpu", "cuda" or "cuda:N".
         token_file: file with the token; None for none.
+        users: file of the users, their roles and tokens (`ctseg user`); None for none.
     """
 
     kind: Literal["nifti", "dicom", "address"]
@@ -45,6 +47,12 @@ class Plan:
     models: str
     device: str
     token_file: Path | None
+    users: Path | None = None
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether clients must show a token."""
+        return self.token_file is not None or self.users is not None
 
 
 def checked_plan(
@@ -55,6 +63,7 @@ def checked_plan(
     models: str = "",
     device: str = "auto",
     token_file: Path | None = None,
+    users: Path | None = None,
     data: Path | None = None,
 ) -> Plan:
     """Check everything that can be checked before anything is started; nothing is written.
@@ -68,14 +77,17 @@ def checked_plan(
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise InputError(f"{device!r} is no device; expected auto, cpu, cuda or cuda:0, cuda:1, ...")
     _check_models(models)
-    token = _checked_token(host, token_file)
+    if users is not None:
+        users = users.expanduser().absolute()
+        read_users(users)
+    token = None if token_file is None and users is not None else _checked_token(host, token_file)
     kind, place = _checked_studies(studies)
     if kind == "dicom":
         find_orthanc()
     _check_port(host, port)
     if data is None:
         data = Path(place) / FOLDER if kind != "address" else _home_of(place)
-    return Plan(kind, place, data.expanduser().absolute(), host, port, models, device, token)
+    return Plan(kind, place, data.expanduser().absolute(), host, port, models, device, token, users)
 
 
 def _checked_studies(studies: str) -> tuple[Literal["nifti", "dicom", "address"], str]:
@@ -126,7 +138,8 @@ def _checked_token(host: str, file: Path | None) -> Path | None:
         if not is_loopback(host):
             raise InputError(
                 f"on {host} other computers can reach the server, so a token is needed: write a long random word into "
-                "a file and name it with --token-file, or leave --host out to serve this computer only"
+                "a file and name it with --token-file, make users (ctseg user) and name their file with --users, or "
+                "leave --host out to serve this computer only"
             )
         return None
     file = file.expanduser().absolute()
@@ -203,6 +216,7 @@ def server_command(plan: Plan, address: str | None = None) -> list[str]:
     command += ["--studies", address or plan.studies, "--host", plan.host, "--port", str(plan.port)]
     conf = {"host": plan.host, "models": plan.models}
     conf["token_file"] = str(plan.token_file) if plan.token_file else ""
+    conf["users"] = str(plan.users) if plan.users else ""
     conf["data"] = str(plan.data / "fetched") if plan.kind != "nifti" else ""
     for name, value in conf.items():
         command += ["--conf", name, value] if value else []

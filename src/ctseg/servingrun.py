@@ -155,8 +155,9 @@ def _answers(address: str, path: str = "/info/") -> bool:
 def _told(plan: Plan, orthanc: PrivateOrthanc | None) -> str:
     """What an annotator must know, in a few lines."""
     address = local_address(plan, outside=True)
-    token = f"/t/TOKEN (TOKEN is what {plan.token_file.name} holds)" if plan.token_file else ""
-    prefix = "/t/TOKEN" if plan.token_file else ""
+    holder = f"what {plan.token_file.name} holds" if plan.token_file else "the user's own"
+    token = f"/t/TOKEN (TOKEN is {holder})" if plan.needs_token else ""
+    prefix = "/t/TOKEN" if plan.needs_token else ""
     lines = [f"ctseg: serving {plan.studies}"]
     if plan.kind == "nifti":
         lines.append("  OHIF         shows DICOM only; use 3D Slicer for these NIfTI files")
@@ -182,7 +183,7 @@ def _viewer_is_there(plan: Plan) -> bool:
             return bool(response.status == 200)
     except urllib.error.HTTPError as error:
         error.close()
-        return False
+        return error.code in (401, 403) and plan.users is not None  # it cannot be asked without somebody's token
     except OSError:
         return False
 
