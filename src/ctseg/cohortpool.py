@@ -23,6 +23,7 @@ from ctseg.cohortworker import UNFORESEEN, Settings
 from ctseg.errors import CtsegError, ResourceError
 from ctseg.outputs import remove_leftovers
 
+_WORKER = "ctseg.cohortworker"  # the module whose `main` a worker runs
 _PATIENCE_SECONDS = 5.0
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
@@ -41,7 +42,7 @@ class _Process:
 
     def __init__(self, settings: Settings) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by stop()
-        program = f"import sys; sys.path[:] = {sys.path!r}; from ctseg.cohortworker import main; main()"
+        program = f"import sys; sys.path[:] = {sys.path!r}; from {_WORKER} import main; main()"
         threads = dict.fromkeys((*_THREAD_SETTINGS, _ITK_THREADS), str(settings.threads))
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -74,7 +75,11 @@ class _Process:
 
     def end(self) -> str:
         """Say how the process ended."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:  # it says nothing more, but lives
+            self._process.kill()
+            code = self._process.wait()
         if code == -signal.SIGKILL:
             return "its worker was killed, most likely because memory ran out; take fewer --workers, or crop the image"
         how = f"by the signal {-code}" if code < 0 else f"with the code {code}"
@@ -98,10 +103,12 @@ class _Process:
         try:
             self._process.stdin.write(json.dumps(content) + "\n")  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
-            line = self._process.stdout.readline()  # type: ignore[union-attr]
-            return dict(json.loads(line))
+            for line in iter(self._process.stdout.readline, ""):  # type: ignore[union-attr]
+                if line.startswith("{"):  # what is printed before the worker's own first line is no answer
+                    return dict(json.loads(line))
         except (OSError, ValueError):
-            return None  # it died
+            pass  # it died
+        return None
 
     def _last_words(self) -> str:
         try:
