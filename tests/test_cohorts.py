@@ -278,7 +278,7 @@ def test_two_processes_of_torchrun_share_a_cohort(tmp_path: Path, clean_environm
     command += ["--workers", "1", "--share", "torchrun", "--output", "nifti,json"]
     done = subprocess.run(command, env=clean_environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0, "one study failed"
-    assert "Traceback (most recent call last)" not in done.stderr.split("torch/distributed/run.py")[0], done.stderr
+    assert "src/ctseg/" not in done.stderr, "no traceback of ours; torchrun shows its own when a process fails"
     assert done.stderr.count("4 studies, of which 2 are this share's, 2 to do") == 2, done.stderr
     for number in range(3):
         image = nib.load(tmp_path / "out" / str(number) / "mask.nii.gz")

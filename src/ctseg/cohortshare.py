@@ -56,8 +56,7 @@ class Share:
         self.store.wait(codes, _PATIENCE)
         worst = max(int(self.store.get(key)) for key in codes)
         self.store.set(f"read/{self.index}", "1")
-        if self.index == 0:  # which may keep the store: it leaves last
-            self.store.wait([f"read/{index}" for index in range(self.count)], _PATIENCE)
+        self.store.wait([f"read/{index}" for index in range(self.count)], _PATIENCE)
         return worst
 
 
