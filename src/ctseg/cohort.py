@@ -15,7 +15,7 @@ from typing import Any
 from ctseg.cohortpool import Job, Pool
 from ctseg.cohortrecords import FAILED, FINISHED, Record, Records, work_key
 from ctseg.cohortshare import Share
-from ctseg.cohortstudies import CohortStudy, find_sources, name_studies
+from ctseg.cohortstudies import CohortStudy, counted, find_sources, name_studies
 from ctseg.cohortworker import Settings
 from ctseg.errors import ConfigError, OutputError
 
@@ -139,7 +139,7 @@ def threads_for_each(workers: int, cores: int | None = None) -> int:
 def _greeting(cohort: Cohort, studies: int, share: int, jobs: int) -> str:
     part = f", of which {share} are this share's" if cohort.share.count > 1 else ""
     before = f", {share - jobs} finished before" if share > jobs else ""
-    return f"{studies} studies{part}{before}, {jobs} to do"
+    return f"{counted(studies)}{part}{before}, {jobs} to do"
 
 
 def progress_line(record: Record, done: int, of: int, seconds: float) -> str:

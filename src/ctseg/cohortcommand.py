@@ -13,6 +13,7 @@ from ctseg import __version__, labelcodes
 from ctseg.cohort import Cohort, Outcome, run_cohort
 from ctseg.cohortrecords import FAILED, FINISHED, MANIFEST
 from ctseg.cohortshare import TORCHRUN, Share, parse_share, torchrun_share
+from ctseg.cohortstudies import counted
 from ctseg.cohortworker import Settings
 from ctseg.dependencies import check_dependencies, dependencies_of, needed
 from ctseg.errors import ConfigError
@@ -103,7 +104,7 @@ def _leave(code: int) -> None:
 def _counts(outcome: Outcome) -> str:
     failed, finished, of = outcome.count(FAILED), outcome.count(FINISHED), len(outcome.share)
     rest = of - failed - finished
-    return f"{finished} of {of} studies finished, {failed} failed" + (f", {rest} not done" if rest else "")
+    return f"{finished} of {counted(of)} finished, {failed} failed" + (f", {rest} not done" if rest else "")
 
 
 def _settings(arguments: argparse.Namespace, kinds: tuple[str, ...]) -> Settings:

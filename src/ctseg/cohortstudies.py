@@ -53,10 +53,15 @@ def find_sources(folder: Path, leave_out: Path, only: str | None = None) -> list
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; name one with a study in each file or sub-folder")
-    found = sorted(_below(folder, folder, leave_out.resolve(), set()))
+    try:
+        found = sorted(_below(folder, folder, leave_out.resolve(), set()))
+    except OSError as error:
+        raise InputError(
+            f"a folder below {folder} cannot be looked into: {error.strerror}; check its rights, or take it out"
+        ) from error
     wanted = [path for path in found if only is None or fnmatch.fnmatchcase(path, only)]
     if not wanted:
-        how = f"{len(found)} studies, but none that matches {only!r}" if found else "no study"
+        how = f"{counted(len(found))}, but none that matches {only!r}" if found else "no study"
         raise InputError(
             f"{folder} holds {how}; expected NIfTI, NRRD or MetaImage files, zips, or folders of DICOM files"
         )
@@ -90,6 +95,11 @@ def _is_dicom(file: Path) -> bool:
             return looks_like_dicom(stream.read(132))
     except OSError:
         return False
+
+
+def counted(studies: int) -> str:
+    """Return "1 study", "2 studies"."""
+    return f"{studies} {'study' if studies == 1 else 'studies'}"
 
 
 def study_id(relative: str) -> str:
