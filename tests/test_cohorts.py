@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from helpers_organs import CORE, expected_mask, phantom_hu, write_organ_bundles, write_phantom
 
-from ctseg import cohortpool
+from ctseg import cohortpool, cohortworker
 from ctseg.cohort import Cohort, Outcome, duration, progress_line, run_cohort, threads_for_each
 from ctseg.cohortrecords import Record, Records, work_key
 from ctseg.cohortshare import Share, parse_share
@@ -267,6 +267,27 @@ def test_options_of_cohorts_without_workers_are_refused(capsys: pytest.CaptureFi
     assert "is for processes that torchrun starts" in capsys.readouterr().err
     assert main([*arguments, "--workers", "1"]) == 2
     assert "holds no study" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_worker_with_a_classifier_writes_its_table_and_survives_what_nobody_foresaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from helpers_cascade import bright, give_weights, write_task  # brings the whole of MONAI: a worker would not
+
+    write_phantom(tmp_path / "a.nii.gz")
+    bundle = write_task(tmp_path, "second_ct_presence", network=bright(by_slice=True))
+    give_weights(bundle)
+    settings = replace(SETTINGS, task=str(bundle), kinds=("csv", "json"), threads=torch.get_num_threads())
+    worker = cohortworker.CohortWorker(settings)
+    told = cohortworker.answer(worker, tmp_path / "a.nii.gz", tmp_path / "out" / "a")
+    assert told["status"] == "finished" and told["files"] == ["presence.csv", "report.json"] and told["organs"] == {}
+    assert len((tmp_path / "out" / "a" / "presence.csv").read_text().splitlines()) == 13, "a head and twelve slices"
+    told = cohortworker.answer(worker, tmp_path / "none.nii.gz", tmp_path / "out" / "none")
+    assert told["status"] == "failed" and "does not exist" in told["reason"] and "unforeseen" not in told
+    monkeypatch.setattr(worker.predictors, "classifier", lambda _: None)
+    told = cohortworker.answer(worker, tmp_path / "a.nii.gz", tmp_path / "out" / "a")
+    assert told["status"] == "failed" and "did not foresee (AttributeError" in told["reason"] and told["unforeseen"]
 
 
 def test_two_processes_of_torchrun_share_a_cohort(tmp_path: Path, clean_environment: dict[str, str]) -> None:
