@@ -38,7 +38,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},  # handed on, not looked into
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
 
     @property
@@ -68,6 +68,6 @@ class Child:
             os.killpg(self._process.pid, how)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child, before its program starts: have the kernel ask it to end when we are gone, even killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

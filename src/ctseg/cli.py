@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
+        arguments.own_program = argv is None
         arguments.run(arguments)
     except CtsegError as error:
         say(" ".join(str(error).split()))

@@ -35,6 +35,17 @@ def inference_device(name: str = "auto") -> str:
     return f"cuda:{index}"
 
 
+def spread_device(name: str, slot: int, gpus: int) -> str:
+    """Return the device of one of several workers: "auto" and "cuda" go round over the GPUs, others stay as they are.
+
+    Args:
+        name: "auto", "cpu", "cuda" or "cuda:N".
+        slot: number of the worker on this machine, from 0.
+        gpus: how many GPUs there are.
+    """
+    return f"cuda:{slot % gpus}" if name in ("auto", "cuda") and gpus else name
+
+
 def training_device() -> str:
     """Return the CUDA device that training runs on; the device of this process's rank under `torchrun`.
 

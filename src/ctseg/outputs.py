@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KINDS = ("nifti", "seg", *MESH_KINDS, "png", "json")
 USUAL_KINDS = ("nifti", "stl", "png", "json")  # what is written when no kinds are named
 MASK, SEG, PREVIEW, REPORT = "mask.nii.gz", "segmentation.dcm", "preview.png", "report.json"
+_STAGING = ".ctseg-"  # of the hidden folder that is filled first
 
 
 def file_names(kinds: Collection[str], labels: Mapping[str, int]) -> list[str]:
@@ -74,7 +75,7 @@ def check_folder(out: Path, source: Path, names: Collection[str], *, overwrite: 
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     try:
         # Rights alone do not tell: read-only mounts, network folders, root. So a folder is made there and taken back.
-        Path(tempfile.mkdtemp(prefix=".ctseg-", dir=there)).rmdir()
+        Path(tempfile.mkdtemp(prefix=_STAGING, dir=there)).rmdir()
     except OSError as error:
         raise OutputError(
             f"cannot write into {out}: {there} takes no files ({error.strerror}); name another folder with -o"
@@ -177,7 +178,7 @@ def fill_folder(
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".ctseg-", dir=out))
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=out))
     except OSError as error:
         _remove_empty(made)
         raise OutputError(f"cannot write into {out}: {error.strerror}; name another folder with -o") from error
@@ -192,6 +193,13 @@ def fill_folder(
         shutil.rmtree(staging, ignore_errors=True)
         _remove_empty(made)
     return written, report
+
+
+def remove_leftovers(out: Path) -> None:
+    """Take away what a run that was killed left in its folder of results, and the folder when nothing else is in it."""
+    for staging in out.glob(f"{_STAGING}*"):
+        shutil.rmtree(staging, ignore_errors=True)
+    _remove_empty([out])
 
 
 def _remove_empty(folders: Collection[Path]) -> None:

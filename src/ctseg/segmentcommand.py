@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import labelcodes
+from ctseg import cohortcommand, labelcodes
 from ctseg.dependencies import check_dependencies
 from ctseg.errors import ConfigError, InputError
 from ctseg.meshes import FACES, faces_wanted
@@ -39,7 +39,8 @@ examples:
   ctseg segment ct.nii.gz -o out
   ctseg segment dicom_folder -o out --output nifti,json
   ctseg segment ct.nii.gz -o out --output glb --faces 50000
-  ctseg segment ct.nrrd -o out --task path/to/my/bundle"""
+  ctseg segment ct.nrrd -o out --task path/to/my/bundle
+  ctseg segment FOLDER -o OUT --workers 2        every study below FOLDER, two side by side"""
 
 _STAGES = {
     "read": "reading the image",
@@ -136,6 +137,7 @@ def add_command(commands: Any) -> None:
     segment.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT even when they are not from an earlier run"
     )
+    cohortcommand.add_options(segment)
     segment.set_defaults(run=_segment)
 
 
@@ -147,6 +149,9 @@ def say(text: str) -> None:
 def _segment(arguments: argparse.Namespace) -> None:
     source: Path = arguments.input
     out: Path = arguments.out
+    if cohortcommand.is_asked_for(arguments):
+        _segment_many(arguments)
+        return
     if arguments.task is not None and arguments.organs is None and (info := get_bundle(arguments.task)).classifies:
         _classify(info, arguments)
         return
@@ -158,7 +163,8 @@ def _segment(arguments: argparse.Namespace) -> None:
     check_folder(out, source, file_names(kinds, selection.labels), overwrite=arguments.overwrite)
 
     say(f"loading {', '.join(f'{info.name} {info.version}' for info in selection.bundles)}")
-    from ctseg.api import segment_volume  # brings torch and MONAI: seconds, so after every cheap refusal
+    imported = _import_monai(arguments)  # seconds, so after every cheap refusal
+    from ctseg.api import segment_volume
 
     prediction = segment_volume(
         source,
@@ -168,9 +174,38 @@ def _segment(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         progress=lambda stage: say(_STAGES.get(stage, stage)),
     ).prediction
+    prediction = dataclasses.replace(prediction, seconds=_with_load(prediction.seconds, imported))
     say(f"writing {', '.join(kinds)}")
     files, report = write_outputs(prediction, out, kinds, faces=arguments.faces)
     print(_summary(report, out, files))
+
+
+def _segment_many(arguments: argparse.Namespace) -> None:
+    """Every study below a folder: see `ctseg.cohort`."""
+    if arguments.task is not None and arguments.organs is None and (info := get_bundle(arguments.task)).classifies:
+        cohortcommand.run(arguments, (info,), _wanted_kinds(arguments.output, info), say)
+        return
+    selection = select(arguments.organs, arguments.task)
+    selection.check_ready()
+    labelcodes.codes_for(selection.labels, arguments.codes)
+    cohortcommand.run(arguments, selection.bundles, _wanted_kinds(arguments.output, selection.bundle), say)
+
+
+def _import_monai(arguments: argparse.Namespace) -> float:
+    """Import torch and MONAI, and return the seconds; only what a mask needs of it where this program is all there is.
+
+    A program that calls `ctseg.cli.main` has a MONAI of its own to keep whole.
+    """
+    started = time.perf_counter()
+    if arguments.own_program:
+        from ctseg.lean import import_monai
+
+        import_monai()
+    return time.perf_counter() - started
+
+
+def _with_load(seconds: Mapping[str, float], imported: float) -> dict[str, float]:
+    return {**seconds, "load": seconds.get("load", 0.0) + imported}
 
 
 def _check_source(source: Path) -> None:
@@ -187,7 +222,8 @@ def _classify(bundle: BundleInfo, arguments: argparse.Namespace) -> None:
 
     say(f"loading {bundle.name} {bundle.version}")
     started = time.perf_counter()
-    from ctseg.presence import PresencePredictor  # brings torch and MONAI when it is made
+    _import_monai(arguments)
+    from ctseg.presence import PresencePredictor
 
     predictor = PresencePredictor(bundle, arguments.device)
     load = time.perf_counter() - started
