@@ -20,6 +20,7 @@ from ctseg import (
     segmentcommand,
     serving,
     simulation_command,
+    turncommand,
     users,
 )
 from ctseg.dependencies import dependency_problem
@@ -45,6 +46,7 @@ _MORE_COMMANDS = (
     curves,
     calibrating,
     simulation_command,
+    turncommand,
     serving,
     users,
     doctor,

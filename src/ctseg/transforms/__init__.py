@@ -2,6 +2,7 @@
 
 from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
+from ctseg.transforms.heads import CropBraind, StraightenHeadd, WindowHeadd
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
 from ctseg.transforms.opening import OpenStudyd
@@ -10,10 +11,13 @@ from ctseg.transforms.pieces import RemoveSmallPiecesd
 from ctseg.transforms.pixels import PixelSpacingd
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
+from ctseg.transforms.turning import ApplyItkTransformd
 
 __all__ = [
     "AddOrgansd",
+    "ApplyItkTransformd",
     "CleanUpd",
+    "CropBraind",
     "GateSlicesd",
     "KeepLargestCored",
     "LoadLabeld",
@@ -26,7 +30,9 @@ __all__ = [
     "SaveMaskd",
     "SavePresenced",
     "SplitOrgansd",
+    "StraightenHeadd",
     "ToLabelMapd",
     "ToPresenced",
     "ToProbabilityd",
+    "WindowHeadd",
 ]
