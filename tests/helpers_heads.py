@@ -50,7 +50,7 @@ def head(
     if lesion:
         hu[ellipsoid(35, -10, 15, 15, 18, 12) < 1] = 70
     hu[(np.hypot(x, y + 20) < 14) & (z < -40) & ~brain] = 35  # the canal of the spine
-    wx, wy, wz = world
+    wx, wy, _ = world
     hu[(wy < -100) & (wy > -104) & (abs(wx) < 70)] = -50  # a headrest, which does not turn with the head
     hu += np.random.default_rng(0).normal(0, noise, hu.shape)
     return hu.reshape(shape).round().astype(np.int16), brain.reshape(shape)

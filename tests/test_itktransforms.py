@@ -245,7 +245,7 @@ def test_a_mask_of_the_turned_space_lands_on_the_scanners_image(code: str, mode:
     for value, hu in ((LEFT, 45), (RIGHT, 60)):
         found, truth = back == value, array == hu
         dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
-        assert dice > (0.9 if mode == "nearest" else 0.85), (value, dice)  # the others round the corners
+        assert dice > (0.8 if mode == "gaussian" else 0.88), (value, dice)  # which rounds the corners of small blocks
     if mode == "nearest":
         expected = sitk.GetArrayFromImage(
             sitk.Resample(

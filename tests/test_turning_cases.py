@@ -90,9 +90,7 @@ def test_without_a_mask_the_ct_keeps_its_grid_and_its_place(tmp_path: Path) -> N
     assert np.asarray(turned.meta["original_affine"]) == pytest.approx(affine, abs=1e-4)
 
 
-def test_prepare_brings_each_mask_to_its_ct(
-    tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prepare_brings_each_mask_to_its_ct(tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     source, data = tmp_path / "heads", tmp_path / "data"
     for number, name in enumerate(("1", "2", "10")):
         write_case(source, name, (4.0 * number, -3.0, 5.0), seed=number)

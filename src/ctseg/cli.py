@@ -22,6 +22,7 @@ from ctseg import (
     simulation_command,
     turncommand,
     users,
+    voxelcommand,
 )
 from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, CtsegError
@@ -47,6 +48,7 @@ _MORE_COMMANDS = (
     calibrating,
     simulation_command,
     turncommand,
+    voxelcommand,
     serving,
     users,
     doctor,

@@ -115,7 +115,7 @@ def read_transform(path: str | Path) -> PointTransform:
     transform = _the_one(_read_by_itk(path), path)
     kind = str(transform.GetTransformTypeAsString())
     if _RENAMED[0].encode() in path.read_bytes():
-        kind = kind.replace(*reversed(_RENAMED))
+        kind = kind.replace(_RENAMED[1], _RENAMED[0])
     matrix = _matrix_of(transform, kind, path)
     centre = tuple(float(mm) for mm in list(transform.GetFixedParameters())[:3])
     centre = centre if len(centre) == _ROWS else (0.0, 0.0, 0.0)

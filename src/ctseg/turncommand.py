@@ -102,8 +102,8 @@ def _write(ct: Any, mask: Any, transform: Any, arguments: argparse.Namespace, pa
 
     if arguments.direction == "mask":
         return write_mask(map_back(mask.array, mask.affine, transform, ct, arguments.labels), ct, path)
-    place = (None, None) if mask is None else (mask.affine, mask.shape)
-    turned = turn_volume(ct, transform, *place, mode=arguments.interpolation)
+    grid = ct if mask is None else mask
+    turned = turn_volume(ct, transform, grid.affine, grid.shape, arguments.interpolation)
     import nibabel
 
     image = nibabel.Nifti1Image(turned.array, turned.affine)

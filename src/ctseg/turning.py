@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ctseg.checks import AIR_HU
 from ctseg.errors import ConfigError, GeometryError
-from ctseg.grids import resample_labels
+from ctseg.grids import Order, resample_labels
 from ctseg.itktransforms import PointTransform
 from ctseg.volume import Volume
 
@@ -146,7 +146,7 @@ def turn_labels(
     if mode == "gaussian":
         return _gaussian(labels, _indices(affine, transform.ras, to_affine), to_shape)
     moved = np.linalg.inv(transform.ras) @ affine
-    order = "nearest" if mode == "nearest" else "linear"
+    order: Order = "nearest" if mode == "nearest" else "linear"
     return resample_labels(labels, moved, np.asarray(to_affine, dtype=np.float64), to_shape, order)
 
 

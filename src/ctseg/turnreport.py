@@ -122,7 +122,7 @@ def write_turns(cases: Iterable[Turned], out: Path) -> list[Path]:
 def told(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table for a terminal."""
     header = ("case", "nod x", "tilt y", "turn z", "angle", "moves mm", "in brain tissue: before / after / inverse")
-    lines = [header]
+    lines: list[tuple[str, ...]] = [header]
     for row in rows:
         shares = [row[f"brain_{name}"] for name in _CAPTIONS if row.get(f"brain_{name}") is not None]
         lines.append(
@@ -139,9 +139,7 @@ def told(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _stage(
-    name: str, ct: Volume, transform: PointTransform, mask: Volume | None
-) -> tuple[Volume, NDArray[np.uint8]]:
+def _stage(name: str, ct: Volume, transform: PointTransform, mask: Volume | None) -> tuple[Volume, NDArray[np.uint8]]:
     """An image with the mask as it lies on it."""
     if name == "before":
         if mask is None:

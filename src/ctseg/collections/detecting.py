@@ -58,6 +58,7 @@ def _kind_of(source: Path) -> str:
     found = f"{', '.join(below[:6])}{' ...' if len(below) > 6 else ''}" if below else "nothing"
     raise InputError(
         f"the layout of {source} cannot be told: found {found}; expected ct.nii.gz beside segmentations/ "
-        "(TotalSegmentator), a dataset.json (Decathlon, nnU-Net), images/ beside labels/, #.nii.gz with #.txt and #-seg.nii.gz, or a CSV table of .npy "
-        f"slices; name the folder right above these, or say --kind {'|'.join(KINDS)}"
+        "(TotalSegmentator), a dataset.json (Decathlon, nnU-Net), images/ beside labels/, #.nii.gz with #.txt and "
+        "#-seg.nii.gz (turned heads), or a CSV table of .npy slices; name the folder right above these, or say "
+        f"--kind {'|'.join(KINDS)}"
     )

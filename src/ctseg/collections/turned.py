@@ -50,9 +50,7 @@ def list_cases(source: Path) -> Collection:
             refused.append(Refusal(name, f"several files share its name ({', '.join(several)}): leave one of each"))
         else:
             image, transform, mask = (files[part][0] for part in ("image", "transform", "mask"))
-            candidates.append(
-                Candidate(name, image, mask, patient=name, keys={TRANSFORM: str(transform.resolve())})
-            )
+            candidates.append(Candidate(name, image, mask, patient=name, keys={TRANSFORM: str(transform.resolve())}))
     saw = f"images with a transform and a mask of the turned head, {counted(len(candidates), 'case')}"
     return Collection("turned", saw, tuple(candidates), tuple(refused))
 

@@ -112,7 +112,9 @@ class CropBraind(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if not 0 <= margin_mm < float("inf"):
-            raise ConfigError(f"The margin_mm {margin_mm} of the brain crop cannot work: expected 0 or more; correct it.")
+            raise ConfigError(
+                f"The margin_mm {margin_mm} of the brain crop cannot work: expected 0 or more; correct it."
+            )
         self.image_key = image_key
         self.margin_mm = margin_mm
         self.fill = fill
@@ -129,7 +131,8 @@ class CropBraind(MapTransform):
         place[:3, 3] += affine[:3, :3] @ [part.start for part in box]
         for key in self.key_iterator(item):
             tensor = item[key]
-            plain = tensor.as_tensor()[(slice(None), *box)].clone()
+            parts = (slice(None), *box)
+            plain = tensor.as_tensor()[parts].clone()
             if key == self.image_key and self.fill is not None:
                 plain[:, torch.from_numpy(~brain.mask[box])] = self.fill
             item[key] = at_place(plain, tensor, place)
@@ -157,7 +160,9 @@ class WindowHeadd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         low, high = (float(bound) for bound in window)
         if not low < high:
-            raise ConfigError(f"The window {low:g} to {high:g} HU is empty: expected the lower bound first; correct it.")
+            raise ConfigError(
+                f"The window {low:g} to {high:g} HU is empty: expected the lower bound first; correct it."
+            )
         self.window = (low, high)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

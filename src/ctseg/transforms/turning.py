@@ -26,8 +26,8 @@ class ApplyItkTransformd(MapTransform):
 
     Turned voxels keep their true place: a voxel that lies at y in the turned space was taken from T(y) on the scanner's
     image, and T(y) is what the tensor's affine says. So `RestoreGridd` and the writer put a mask that is made on the
-    turned voxels onto the scanner's grid, and `Orientationd`, `Spacingd`, crops and pads in between work as ever (for an
-    affine transform `Spacingd` takes the shear out, as it does for any sheared grid).
+    turned voxels onto the scanner's grid, and `Orientationd`, `Spacingd`, crops and pads in between work as ever (of
+    an affine transform `Spacingd` takes the shear out, as of any sheared grid).
 
     An item without a transform (a new study) passes unchanged, and so do keys that it lacks. `LoadLabeld` stands before
     this step, with `image_key: null` where masks have grids of their own. The transform's entry is removed.
