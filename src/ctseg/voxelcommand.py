@@ -6,7 +6,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def count_case(case: Mapping[str, Any], labels: Mapping[str, int]) -> tuple[list
     from ctseg.pairchecks import value_counts
     from ctseg.sides import wrong_sides
 
-    volume = volume_of(case["label"], {**case}, "label")
+    item: dict[Hashable, Any] = dict(case.items())
+    volume = volume_of(item["label"], item, "label")
     named = case.get("mask_values") or {number: name for number, name in enumerate(labels, start=1)}
     values = {int(value): str(name) for value, name in named.items() if str(name) in labels}
     found = value_counts(volume.array)
