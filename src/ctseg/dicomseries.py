@@ -128,7 +128,8 @@ def stack(images: Sequence[Slice], what: str) -> tuple[list[Slice], NDArray[np.f
 
     Raises:
         InputError: one file holds many frames.
-        GeometryError: mixed sizes, directions or spacings; images at one place; missing or uneven slices; a tilt that cannot be.
+        GeometryError: mixed sizes, directions or spacings; images at one place; missing or uneven slices; a tilt of
+            more than `LARGEST_TILT`.
     """
     if any(image.frames > 1 for image in images):
         raise InputError(
