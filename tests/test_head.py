@@ -40,7 +40,7 @@ def test_the_mirror_plane_of_a_turned_phantom(angles: tuple[float, float, float]
     assert straight.ras @ [*plane.point, 1] == pytest.approx([*plane.point, 1])
 
 
-@pytest.mark.parametrize("angles", [(5, 3, 0), (20, -15, -10), (-30, 10, 15)])
+@pytest.mark.parametrize("angles", [(5, 3, 0), (-30, 10, 15)])
 def test_the_mirror_plane_of_a_turned_template(angles: tuple[float, float, float], shared_data: Path) -> None:
     """A mean head is more symmetric than any patient's: measured 0.1 degrees at worst."""
     array, affine = template(shared_data)
@@ -52,12 +52,12 @@ def test_an_image_without_tissue_has_no_mirror() -> None:
     assert find_mirror_plane(np.full((20, 20, 10), -1000, np.int16), AFFINE).score == 0
 
 
-@pytest.mark.parametrize("angles", TURNS[1:3])
+@pytest.mark.parametrize("angles", TURNS[2:3])
 def test_the_brain_of_a_phantom(angles: tuple[float, float, float]) -> None:
     array, truth = head(*angles)
     found = find_brain(array, AFFINE)
-    assert dice(found.mask, truth) > 0.95
-    assert (truth & ~found.mask).sum() < 0.06 * truth.sum()
+    assert dice(found.mask, truth) > 0.98
+    assert (truth & ~found.mask).sum() < 0.01 * truth.sum()
     bleed = (array > 60) & (array < 80) & truth  # at 70 HU, and within the brain
     assert (found.mask & bleed).sum() > 0.95 * bleed.sum()
     inside = np.zeros(SHAPE, bool)
@@ -65,16 +65,15 @@ def test_the_brain_of_a_phantom(angles: tuple[float, float, float]) -> None:
     assert not (truth & ~inside).any()
 
 
-def test_the_brain_of_the_template_however_it_is_turned(shared_data: Path) -> None:
+def test_the_brain_of_the_turned_template(shared_data: Path) -> None:
     import nibabel as nib
 
     array, affine = template(shared_data)
     path = shared_data / "head_ct_template" / "scct_stripped.nii.gz"
     truth = np.asarray(nib.load(path).dataobj) > 1000  # what the template's makers kept, above -91 HU
-    for angles in ((0, 0, 0), (20, -15, -10)):
-        found = find_brain(array, turned_affine(affine, array.shape, *angles))
-        assert dice(found.mask, truth) > 0.9
-        assert (truth & ~found.mask).sum() < 0.05 * truth.sum()
+    found = find_brain(array, turned_affine(affine, array.shape, 20, -15, -10))
+    assert dice(found.mask, truth) > 0.9
+    assert (truth & ~found.mask).sum() < 0.02 * truth.sum()
 
 
 def test_what_is_no_head_is_refused() -> None:
@@ -112,3 +111,20 @@ def test_a_mask_made_on_the_prepared_head_lands_on_the_scanners_image() -> None:
     assert dice(found, bleed) > 0.9
     again = find_mirror_plane(upright, AFFINE)
     assert abs(again.turn_degrees) < 1 and abs(again.tilt_degrees) < 1
+
+
+def test_they_stand_in_a_bundles_preprocessing() -> None:
+    from monai.bundle import ConfigParser
+
+    steps = [
+        {"_target_": "ctseg.transforms.ApplyItkTransformd", "keys": ["image", "label"], "direction": "ct"},
+        {"_target_": "ctseg.transforms.StraightenHeadd", "keys": ["image", "label"], "least_score": 0.7},
+        {"_target_": "ctseg.transforms.CropBraind", "keys": ["image", "label"], "margin_mm": 10, "fill": -124},
+        {"_target_": "ctseg.transforms.WindowHeadd", "keys": "image", "window": [-124, 130]},
+    ]
+    parser = ConfigParser({"preprocessing": {"_target_": "Compose", "transforms": steps}})
+    array, _ = head(5, 0, 0)
+    item = parser.get_parsed_content("preprocessing")({"image": tensor(array, AFFINE)})
+    assert sorted(item) == ["image"] and float(item["image"].max()) <= 130
+    with pytest.raises(ConfigError, match="margin_mm -1"):
+        CropBraind("image", margin_mm=-1)

@@ -99,6 +99,10 @@ def test_a_mask_goes_back_onto_the_tilted_slices_and_into_files(series: Path, tm
 
     entry = {"name": "bleed", "code": 1, "color": [1, 2, 3], "snomed": {"value": "50960005", "meaning": "Hemorrhage"}}
     write_seg(back, volume, None, [entry], tmp_path / "seg.dcm")
+    import pydicom
+
+    measures = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert float(measures.SpacingBetweenSlices) == pytest.approx(STEP * np.cos(np.radians(TILT)), abs=1e-3)
     again, _ = read_seg(tmp_path / "seg.dcm", volume, [entry])
     assert np.array_equal(again, back)
 

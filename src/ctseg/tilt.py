@@ -25,6 +25,13 @@ def tilt_degrees(affine: NDArray[np.float64]) -> float:
     return float(np.degrees(np.arccos(min(1.0, cosine))))
 
 
+def slice_distance(affine: NDArray[np.float64]) -> float:
+    """Return the distance of the slices' planes in mm: below the third spacing where the gantry was tilted."""
+    row, column, step = np.asarray(affine, dtype=np.float64)[:3, :3].T
+    normal = np.cross(row, column)
+    return abs(float(normal @ step)) / float(np.linalg.norm(normal))
+
+
 def is_tilted(affine: NDArray[np.float64]) -> bool:
     """Whether a grid is sheared by more than a header's noise."""
     return tilt_degrees(affine) > float(np.degrees(SHEAR_TOLERANCE))
