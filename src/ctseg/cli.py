@@ -21,7 +21,9 @@ from ctseg import (
     segmentcommand,
     serving,
     simulation_command,
+    turncommand,
     users,
+    voxelcommand,
 )
 from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, CtsegError
@@ -47,6 +49,8 @@ _MORE_COMMANDS = (
     curves,
     calibrating,
     simulation_command,
+    turncommand,
+    voxelcommand,
     serving,
     users,
     doctor,

@@ -22,6 +22,7 @@ from ctseg.dicomseries import Slice, choose_series, stack
 from ctseg.errors import InputError
 from ctseg.geometry import clean_affine
 from ctseg.sources import Loaded
+from ctseg.tilt import is_tilted
 from ctseg.volume import Volume
 
 _INT16 = np.iinfo(np.int16)
@@ -65,7 +66,7 @@ def read_dicom_grid(path: Path, modality: str = "CT") -> Volume:
     nothing = np.broadcast_to(np.int16(0), (ordered[0].columns, ordered[0].rows, len(ordered)))
     return Volume(
         array=nothing,
-        affine=clean_affine(affine),
+        affine=affine.copy() if is_tilted(affine) else clean_affine(affine),
         source_affine=affine,
         source=path,
         format="dicom",

@@ -21,6 +21,7 @@ from ctseg.errors import GeometryError, InputError, OutputError
 from ctseg.files import written_beside
 from ctseg.segmentcodes import Algorithm, checked_labels, describe
 from ctseg.segmentreading import read_seg
+from ctseg.tilt import slice_distance
 from ctseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _headers(volume: Volume, files: Iterable[Path]) -> list[Dataset]:
             f"{volume.source} has {len(volume.slices)} slices, but the files of {len(volume.slices) - len(found)} are "
             "not among those given; a DICOM SEG needs all files of its series, where they were read"
         )
-    step = volume.spacing[2]
+    step = slice_distance(volume.affine)
     for header in found.values():
         _check_header(header, volume)
         for keyword in _MAY_BE_EMPTY:

@@ -19,6 +19,7 @@ _EVEN_MM = 0.105
 _EVEN_SHARE = 0.03
 _SIDEWAYS_MM = 0.1
 _TILT_DEGREES = 0.1
+LARGEST_TILT = 35.0  # degrees; scanners tilt by 30 at most
 _SAME_DIRECTION = 1e-3
 _SAME_SPACING = 1e-3
 
@@ -127,7 +128,8 @@ def stack(images: Sequence[Slice], what: str) -> tuple[list[Slice], NDArray[np.f
 
     Raises:
         InputError: one file holds many frames.
-        GeometryError: mixed sizes, directions or spacings; images at one place; missing or uneven slices; a tilt.
+        GeometryError: mixed sizes, directions or spacings; images at one place; missing or uneven slices; a tilt of
+            more than `LARGEST_TILT`.
     """
     if any(image.frames > 1 for image in images):
         raise InputError(
@@ -163,8 +165,14 @@ def stack(images: Sequence[Slice], what: str) -> tuple[list[Slice], NDArray[np.f
     affine[:3, 1] = column * first.pixel_spacing[0]
     affine[:3, 2] = normal * step
     affine[:3, 3] = positions[0]
+    check_affine(ras_from_lps(affine), what)
+    if len(ordered) > 1 and (angle := _tilt(positions, normal)) > np.degrees(SHEAR_TOLERANCE):
+        affine[:3, 2] = (positions[-1] - positions[0]) / (len(ordered) - 1)
+        words.append(
+            f"the gantry was tilted ({angle:.1f} degrees between the slices' normal and their stack): corrected on the "
+            "way in, and the mask is brought back onto the slices as they lie"
+        )
     affine = ras_from_lps(affine)
-    check_affine(affine, what)
     return ordered, affine, words
 
 
@@ -239,16 +247,26 @@ def _check_straight(
     height = float(places[-1] - places[0])
     if sideways.max() <= max(_SIDEWAYS_MM, SHEAR_TOLERANCE * height):
         return
-    angle = float(np.degrees(np.arctan2(sideways[-1], height)))
-    if angle > np.degrees(SHEAR_TOLERANCE):
+    angle = _tilt(positions, normal)
+    line = positions[0] + np.outer(places - places[0], moved[-1]) / height
+    if angle > np.degrees(SHEAR_TOLERANCE) and np.linalg.norm(positions - line, axis=1).max() <= _EVEN_MM:
+        if angle <= LARGEST_TILT:
+            return
         raise GeometryError(
             f"{what} was taken with a tilted gantry ({angle:.2f} degrees between its slices' normal and their stack), "
-            "but a straight stack is needed; resample it to a straight grid first"
+            f"but at most {LARGEST_TILT:g} are corrected; resample it to a straight grid first"
         )
     raise GeometryError(
         f"{what} has slices that are shifted sideways by up to {sideways.max():.2f} mm, but each must lie above the "
         "other; give a straight stack"
     )
+
+
+def _tilt(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
+    """Degrees between the slices' normal and the line from the first to the last slice."""
+    moved = positions[-1] - positions[0]
+    height = float(moved @ normal)
+    return float(np.degrees(np.arctan2(np.linalg.norm(moved - height * normal), height)))
 
 
 def _check_tilt_tag(first: Slice, normal: NDArray[np.float64], what: str) -> None:

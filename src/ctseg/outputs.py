@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import OutputError
 from ctseg.files import REPORT_SCHEMA, file_sha256
+from ctseg.labelfiles import FILES as LABEL_FILES
+from ctseg.labelfiles import write_label_file
 from ctseg.meshes import FACES, MESH_KINDS, mesh_names, write_meshes
 
 if TYPE_CHECKING:
     from ctseg.organs import Organ
     from ctseg.prediction import Prediction
 
-KINDS = ("nifti", "seg", *MESH_KINDS, "png", "json")
+KINDS = ("nifti", "seg", *MESH_KINDS, "png", "json", *LABEL_FILES)
 USUAL_KINDS = ("nifti", "stl", "png", "json")  # what is written when no kinds are named
 MASK, SEG, PREVIEW, REPORT = "mask.nii.gz", "segmentation.dcm", "preview.png", "report.json"
 _STAGING = ".ctseg-"  # of the hidden folder that is filled first
@@ -31,6 +33,7 @@ _STAGING = ".ctseg-"  # of the hidden folder that is filled first
 def file_names(kinds: Collection[str], labels: Mapping[str, int]) -> list[str]:
     """Names of the files that a run with these kinds of output may write."""
     names = [MASK] * ("nifti" in kinds) + [SEG] * ("seg" in kinds) + [PREVIEW] * ("png" in kinds)
+    names += [name for kind, name in LABEL_FILES.items() if kind in kinds]
     return names + mesh_names(kinds, labels) + [REPORT] * ("json" in kinds)
 
 
@@ -125,6 +128,9 @@ def _write_all(
 
         files.append(write_preview(volume, label_map, labels, folder / PREVIEW, colors=colors))
         done("write preview")
+    if asked := [kind for kind in LABEL_FILES if kind in kinds]:
+        files += [write_label_file(kind, labels, colors, folder) for kind in asked]
+        done("write label files")
     return files, seconds
 
 

@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.collections import Candidate
+from ctseg.collections.turned import TRANSFORM
 from ctseg.errors import GeometryError, InputError
 from ctseg.items import check_same_grid, volume_of
+from ctseg.itktransforms import read_transform
 from ctseg.volume import Volume
 
 _SHOWN_VALUES = 6
+_LOST_SHARE = 0.05  # of a turned mask's volume: resampling alone changes less
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def read_pair(candidate: Candidate, item: Mapping[Any, Any], modality: str, code
 
     Args:
         candidate: the case.
-        item: the further keys of its datalist item (`slice_spacing`, `slice_orientation`).
+        item: the further keys of its datalist item (`slice_spacing`, `slice_orientation`, `itk_transform`: the label
+            lies in a turned space and is brought onto the image).
         modality: of the image.
         codes: structure -> value in the label map that is made where each structure has a file of its own.
 
@@ -73,6 +77,8 @@ def read_pair(candidate: Candidate, item: Mapping[Any, Any], modality: str, code
     image = volume_of(candidate.image, item, modality)
     if isinstance(candidate.label, Path):
         label = volume_of(candidate.label, item, "label")
+        if item.get(TRANSFORM):
+            return _turned_back(image, label, Path(str(item[TRANSFORM])))
         check_same_grid(image.shape, image.affine, label.shape, label.affine, candidate.label.name)
         return Pair(image, label.array, image.notes)
     combined, notes = _combined(image, candidate.label, codes)
@@ -152,6 +158,22 @@ def _unique(plane: NDArray[Any]) -> tuple[list[float], list[int]]:
         return values.tolist(), numbers[values].tolist()
     values, numbers = np.unique(plane, return_counts=True)
     return values.tolist(), numbers.tolist()
+
+
+def _turned_back(image: Volume, label: Volume, path: Path) -> Pair:
+    """Bring a mask of the turned head onto its image; what falls outside is said."""
+    from ctseg.turning import map_back
+
+    transform = read_transform(path)
+    value_counts(label.array)
+    labels = map_back(label.array, label.affine, transform, image, "nearest")
+    notes = [f"its mask was turned by {transform.turn_degrees:.1f} degrees onto the image"]
+    size = [float(np.linalg.det(volume.affine[:3, :3])) for volume in (image, label)]
+    drawn = float((label.array != 0).sum()) * abs(size[1] * np.linalg.det(transform.matrix[:3, :3]))
+    kept = float((labels != 0).sum()) * abs(size[0])
+    if drawn and abs(kept / drawn - 1) > _LOST_SHARE:
+        notes.append(f"{kept / drawn:.0%} of its volume is on the image afterwards: is the transform the right one?")
+    return Pair(image, labels, (*image.notes, *notes))
 
 
 def _combined(

@@ -11,7 +11,7 @@ from typing import Any
 from ctseg.errors import ConfigError, InputError
 from ctseg.registry import get_bundle
 
-_KINDS = ("auto", "totalsegmentator", "msd", "nnunet", "pairs", "slices")
+_KINDS = ("auto", "totalsegmentator", "msd", "nnunet", "pairs", "turned", "slices")
 _SHOWN = 20  # refusals on the terminal; all of them stand in the report
 
 _EPILOG = """what is understood:
@@ -19,6 +19,7 @@ _EPILOG = """what is understood:
   msd               Medical Segmentation Decathlon: dataset.json that lists its pairs
   nnunet            nnU-Net raw: dataset.json, imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz
   pairs             images/ and labels/ (or masks/), matched by name
+  turned            #.nii.gz, its ITK transform #.txt, and the mask of the turned head #-seg.nii.gz
   slices            a CSV with a row for each .npy slice: case, image, mask, 0/1 for each structure
 
 what is written into DATA:
@@ -76,6 +77,13 @@ def add_command(commands: Any) -> None:
         choices=("check", "masks"),
         default="check",
         help="presence flags of a slice table: check them against the masks, or make them from the masks",
+    )
+    command.add_argument(
+        "--turn",
+        choices=("mask", "ct"),
+        default="mask",
+        help="kind turned: bring each mask to its CT now, or let the task's ApplyItkTransformd turn the CT "
+        "(default: mask)",
     )
     command.add_argument("--samples", type=int, default=24, metavar="N", help="pictures on the page (default: 24)")
     existing = command.add_mutually_exclusive_group()
@@ -146,6 +154,7 @@ def _run(arguments: argparse.Namespace) -> None:
         columns=columns,
         flags=arguments.flags,
         other_labels=arguments.ignore_other_labels,
+        turn=arguments.turn,
         existing="add" if arguments.add else "replace" if arguments.replace else "refuse",
     )
     prepared = prepare(request, bundle, _say, lambda cases: tqdm(cases, unit="case", disable=None))
@@ -154,6 +163,11 @@ def _run(arguments: argparse.Namespace) -> None:
     if prepared.taken:
         _say("drawing samples")
         write_samples(prepared, bundle, report, arguments.out / SAMPLES, max(1, arguments.samples))
+        if prepared.turns:
+            from ctseg.turnreport import PAGE, write_turns
+
+            write_turns(prepared.turns, arguments.out)
+            _say(f"wrote {arguments.out / PAGE}: CT and mask before and after the turn")
     print(_told(report))
     if not prepared.taken:
         raise InputError(f"no case could be taken, {len(prepared.refused)} were refused; the reasons are in {files[1]}")

@@ -32,6 +32,8 @@ class Request:
         columns: of a slice table, see `ctseg.collections.Layout`.
         flags: of a slice table, see `ctseg.collections.Layout`.
         other_labels: let unknown label values pass as background.
+        turn: of the kind "turned": "mask" brings each mask to its CT now, "ct" leaves the transform in the item, for
+            the task's `ApplyItkTransformd` to turn the CT.
         existing: what to do with a datalist that is there: "refuse", "add" to it, or "replace" it.
     """
 
@@ -48,6 +50,7 @@ class Request:
     columns: Mapping[str, str] = field(default_factory=dict)
     flags: str = "check"
     other_labels: bool = False
+    turn: str = "mask"
     existing: str = "refuse"
 
 

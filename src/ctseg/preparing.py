@@ -10,16 +10,21 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctseg.collections import Candidate, Collection, Layout, Refusal, find_collection
+from ctseg.collections.turned import TRANSFORM
 from ctseg.datalist import DATALIST, LEDGER, read_cases, write_cases
 from ctseg.errors import ConfigError, CtsegError, InputError, LedgerError, OutputError
 from ctseg.givensplits import read_split
 from ctseg.ledger import Ledger
-from ctseg.pairchecks import Measured, measure_pair, read_pair
+from ctseg.pairchecks import Measured, Pair, measure_pair, read_pair
 from ctseg.prepareplan import Request, check_values, codes_of, is_slice, slice_keys, with_patients
 from ctseg.registry import BundleInfo
+from ctseg.volume import Volume
+
+if TYPE_CHECKING:
+    from ctseg.turnreport import Turned
 
 LABELS = "labels"
 
@@ -52,6 +57,7 @@ class Prepared:
         taken: the cases of the datalist.
         refused: the others, with the reason.
         notes: sentences for the user.
+        turns: of the kind "turned": each taken case before and after its turn.
     """
 
     collection: Collection
@@ -60,6 +66,7 @@ class Prepared:
     taken: tuple[Taken, ...]
     refused: tuple[Refusal, ...]
     notes: tuple[str, ...]
+    turns: tuple[Turned, ...] = ()
 
 
 def prepare(
@@ -86,6 +93,7 @@ def prepare(
     layout = Layout((*bundle.labels, *more), request.columns, request.flags)
     collection = find_collection(request.source, request.kind, layout)
     say(f"found {collection.saw}")
+    _check_turn(collection, request.turn, bundle)
     codes = codes_of(collection, bundle, more)
     values = {**collection.values, **request.values}
     check_values(collection, values, bundle, request.structures)
@@ -112,7 +120,7 @@ def prepare(
         write_cases(request.out, [*earlier.values(), *(case.item for case in taken)])
     asked = frozenset([*request.values.values(), *request.structures])
     refused.sort(key=lambda refusal: refusal.case_id)
-    return Prepared(collection, codes, asked, taken, tuple(refused), tuple(notes))
+    return Prepared(collection, codes, asked, taken, tuple(refused), tuple(notes), tuple(checker.turns))
 
 
 class _Checker:
@@ -132,6 +140,7 @@ class _Checker:
         self.request, self.modality, self.codes, self.values, self.keys = request, modality, codes, values, keys
         self.given, self.ledger, self.earlier = given, ledger, earlier
         self.taken: list[Taken] = []
+        self.turns: list[Turned] = []
         self.refused: list[Refusal] = []
         self._seen: dict[str, Taken] = {}
 
@@ -155,10 +164,14 @@ class _Checker:
         measured = measure_pair(pair, values, flags, others=self.request.other_labels)
         self._check_unique(candidate, patient, measured)
         label = candidate.label
+        if TRANSFORM in keys:
+            self.turns.append(_look_at(candidate, pair.image))
+        if TRANSFORM in keys and self.request.turn == "mask":
+            keys.pop(TRANSFORM)
+            label = self._written(pair, candidate)
+            candidate = dataclasses.replace(candidate, label=label, keys=keys)
         if not isinstance(label, Path):
-            from ctseg.writing import write_mask
-
-            label = write_mask(pair.labels, pair.image, self.request.out / LABELS / f"{candidate.case_id}.nii.gz")
+            label = self._written(pair, candidate)
         item = {
             "case_id": candidate.case_id,
             "patient": patient,
@@ -173,6 +186,11 @@ class _Checker:
         self._seen.setdefault(measured.digest, taken)
         return taken
 
+    def _written(self, pair: Pair, candidate: Candidate) -> Path:
+        from ctseg.writing import write_mask
+
+        return write_mask(pair.labels, pair.image, self.request.out / LABELS / f"{candidate.case_id}.nii.gz")
+
     def _check_unique(self, candidate: Candidate, patient: str, measured: Measured) -> None:
         twin = self._seen.get(measured.digest)
         if twin is not None and twin.item["patient"] != patient:
@@ -184,6 +202,27 @@ class _Checker:
         if known is not None and Path(known["image"]).resolve() != candidate.image.resolve():
             raise InputError(f"the datalist has a case of this name already, of the image {known['image']}; rename one")
         self.earlier.pop(candidate.case_id, None)
+
+
+def _check_turn(collection: Collection, turn: str, bundle: BundleInfo) -> None:
+    """Refuse to leave turning to a pipeline that does not turn: its masks would lie beside their organs."""
+    if collection.kind != "turned" or turn == "mask":
+        return
+    config = bundle.path / "configs" / "train.json"
+    if not config.is_file() or "ApplyItkTransformd" not in config.read_text(encoding="utf-8"):
+        raise ConfigError(
+            f"--turn ct leaves the turn to the training, but the pipeline of {bundle.name} has no "
+            "ctseg.transforms.ApplyItkTransformd; leave out --turn, or add that step to its configuration"
+        )
+
+
+def _look_at(candidate: Candidate, image: Volume) -> Turned:
+    from ctseg.itktransforms import read_transform
+    from ctseg.reading import read_volume
+    from ctseg.turnreport import look_at
+
+    mask = read_volume(Path(str(candidate.label)), "label")
+    return look_at(candidate.case_id, image, read_transform(candidate.keys[TRANSFORM]), mask)
 
 
 def _earlier(request: Request) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from ctseg.checks import AIR_HU, check_hounsfield, replace_not_finite
 from ctseg.errors import InputError
 from ctseg.geometry import clean_affine, spacing_of
 from ctseg.sources import Loaded
+from ctseg.tilt import is_tilted
 from ctseg.volume import Volume
 
 _NIFTI = (".nii", ".nii.gz")
@@ -32,7 +33,7 @@ def read_volume(path: str | Path, modality: str = "CT") -> Volume:
 
     Raises:
         InputError: missing, empty, truncated, no image, unknown format, no single scalar 3D volume, or plainly no CT.
-        GeometryError: NaN or singular affine, zero or negative spacing, shear or gantry tilt, missing or uneven slices.
+        GeometryError: NaN or singular affine, zero or negative spacing, shear, missing or uneven slices.
         ResourceError: the declared size does not fit in memory.
     """
     source = Path(path)
@@ -46,7 +47,7 @@ def read_volume(path: str | Path, modality: str = "CT") -> Volume:
     what = str(source)
     is_ct = modality.upper() == "CT"
     array, word = replace_not_finite(loaded.array, AIR_HU if is_ct else 0, what)
-    affine = clean_affine(loaded.affine)
+    affine = loaded.affine.copy() if is_tilted(loaded.affine) else clean_affine(loaded.affine)
     words = [word]
     if is_ct:
         words.append(check_hounsfield(array, spacing_of(affine), what, loaded.eight_bit))

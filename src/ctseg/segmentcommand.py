@@ -30,6 +30,8 @@ _OF_SEGMENT = """what is written into OUT:
                  organs.glb holds all organs of a bundle that has several
   preview.png    axial, coronal, sagittal with the contour and the volume in ml (png)
   report.json    volumes, versions, seconds, sha256 of the files (json)
+  labels_itksnap.txt, labels.ctbl
+                 names and colours of the mask's values for ITK-SNAP (itksnap) and 3D Slicer (slicer)
 by a classifier (--task ..._classification), instead of a mask:
   presence.csv   a line a slice: number, height in mm, probability, present 0 or 1 (csv)
   presence.png   the same as a plot beside the body (png)

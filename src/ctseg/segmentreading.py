@@ -177,8 +177,14 @@ def _placed(frame: Frame, pixels: NDArray[np.uint8], volume: Volume, target: NDA
 
 
 def _axes(volume: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Unit directions (rows of a 3x3) of the CT's index axes in LPS, and the voxel's size along each."""
-    lps = ras_from_lps(volume.source_affine)[:3, :3]
+    """Unit directions (rows of a 3x3) of the CT's index axes in LPS, and the voxel's size along each.
+
+    The third is the slices' normal: in a series of a tilted gantry the stack runs askew to it.
+    """
+    lps = ras_from_lps(volume.source_affine)[:3, :3].copy()
+    normal = np.cross(lps[:, 0], lps[:, 1])
+    normal /= np.linalg.norm(normal)
+    lps[:, 2] = normal * float(normal @ lps[:, 2])
     sizes = np.linalg.norm(lps, axis=0)
     return (lps / sizes).T, sizes
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ctseg.errors import GeometryError, OutputError
 from ctseg.files import written_beside
+from ctseg.tilt import is_tilted
 from ctseg.volume import Volume
 
 # What places a grid; nothing else of a source's header is taken over: no scaling, no description, no extension.
@@ -103,7 +104,8 @@ def _header(volume: Volume, shape: tuple[int, ...]) -> Any:
         header["pixdim"][:4] = source["pixdim"][:4]
     else:
         header.set_xyzt_units("mm")
-        header.set_qform(volume.source_affine, code=1)
+        # A quaternion cannot hold the shear of a tilted gantry; then the sform alone says where the mask lies.
+        header.set_qform(volume.source_affine, code=0 if is_tilted(volume.source_affine) else 1)
         header.set_sform(volume.source_affine, code=1)
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["magic"] = header.single_magic

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctseg.collections import datasetjson, pairs, slicetable, totalsegmentator
+from ctseg.collections import datasetjson, pairs, slicetable, totalsegmentator, turned
 from ctseg.collections.listing import Collection, Layout
 from ctseg.errors import InputError
 
-KINDS = ("totalsegmentator", "msd", "nnunet", "pairs", "slices")
+KINDS = ("totalsegmentator", "msd", "nnunet", "pairs", "turned", "slices")
 
 
 def find_collection(source: Path, kind: str = "auto", layout: Layout | None = None) -> Collection:
@@ -36,6 +36,8 @@ def find_collection(source: Path, kind: str = "auto", layout: Layout | None = No
         return totalsegmentator.list_cases(source, layout)
     if kind == "pairs":
         return pairs.list_cases(source)
+    if kind == "turned":
+        return turned.list_cases(source)
     return datasetjson.list_decathlon(source) if kind == "msd" else datasetjson.list_nnunet(source)
 
 
@@ -50,10 +52,13 @@ def _kind_of(source: Path) -> str:
         return "slices"
     if pairs.find_folders(source) is not None:
         return "pairs"
+    if turned.is_turned(source):
+        return "turned"
     below = sorted(path.name for path in source.iterdir())
     found = f"{', '.join(below[:6])}{' ...' if len(below) > 6 else ''}" if below else "nothing"
     raise InputError(
         f"the layout of {source} cannot be told: found {found}; expected ct.nii.gz beside segmentations/ "
-        "(TotalSegmentator), a dataset.json (Decathlon, nnU-Net), images/ beside labels/, or a CSV table of .npy "
-        f"slices; name the folder right above these, or say --kind {'|'.join(KINDS)}"
+        "(TotalSegmentator), a dataset.json (Decathlon, nnU-Net), images/ beside labels/, #.nii.gz with #.txt and "
+        "#-seg.nii.gz (turned heads), or a CSV table of .npy slices; name the folder right above these, or say "
+        f"--kind {'|'.join(KINDS)}"
     )

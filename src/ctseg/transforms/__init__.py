@@ -3,6 +3,7 @@
 from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.diffusion import Diffused
+from ctseg.transforms.heads import CropBraind, StraightenHeadd, WindowHeadd
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
 from ctseg.transforms.opening import OpenStudyd
@@ -12,10 +13,13 @@ from ctseg.transforms.pixels import PixelSpacingd
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 from ctseg.transforms.sectors import CropSectord
+from ctseg.transforms.turning import ApplyItkTransformd
 
 __all__ = [
     "AddOrgansd",
+    "ApplyItkTransformd",
     "CleanUpd",
+    "CropBraind",
     "CropSectord",
     "Diffused",
     "GateSlicesd",
@@ -30,7 +34,9 @@ __all__ = [
     "SaveMaskd",
     "SavePresenced",
     "SplitOrgansd",
+    "StraightenHeadd",
     "ToLabelMapd",
     "ToPresenced",
     "ToProbabilityd",
+    "WindowHeadd",
 ]

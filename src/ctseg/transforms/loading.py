@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 
 from ctseg.cases import case_name
 from ctseg.items import volume_of
+from ctseg.tilt import straightened
 from ctseg.volume import Volume
 
 
@@ -23,7 +24,8 @@ class LoadVolumed(MapTransform):
     The item may hold a path (NIfTI, NRRD, MetaImage, DICOM folder or zip, PNG or .npy slice) or a `Volume` read
     already. A slice needs `slice_spacing` in the item, an .npy its `slice_orientation` too (`ctseg.items.volume_of`).
 
-    The result is float32 or int16 of shape (1, I, J, K). Its meta keeps what the way back needs, in types that survive
+    The result is float32 or int16 of shape (1, I, J, K). A series of a tilted gantry is put on a straight grid first
+    (`ctseg.tilt`). Its meta keeps what the way back needs, in types that survive
     collation: `original_affine` (cleaned) and `spatial_shape` of the source grid, `source_affine` (exact), `header`
     (the bytes of a NIfTI header, else empty), `format` and `filename_or_obj`.
 
@@ -43,7 +45,12 @@ class LoadVolumed(MapTransform):
         """Read every key; the other items pass unchanged."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = to_tensor(volume_of(item[key], item, self.modality), patient=item.get("patient"))
+            volume = volume_of(item[key], item, self.modality)
+            tensor = to_tensor(straightened(volume), patient=item.get("patient"))
+            # The way back leads to the series as it is, a tilted one too.
+            tensor.meta["original_affine"] = torch.as_tensor(volume.affine.copy())
+            tensor.meta["spatial_shape"] = np.asarray(volume.shape)
+            item[key] = tensor
         return item
 
 
