@@ -210,7 +210,7 @@ def test_values_that_nobody_named_end_in_error_with_the_sentence(server: Server)
 def start_endless(server: Server) -> None:
     """Start a training that would last long, and wait for its first epoch."""
     before = stats(server)["run"]
-    server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000})
+    server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, "resume": False})
     deadline = time.monotonic() + 180
     while stats(server)["run"] == before or not stats(server)["history"]:
         assert time.monotonic() < deadline, server.client.train_status()
