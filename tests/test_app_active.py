@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,13 @@ def test_models_that_cannot_score(under_test: AppUnderTest, asked: list[str]) ->
         app.next_sample({"strategy": "uncertainty", "model": "nope"})
     untrained = app.next_sample({"strategy": "uncertainty", "model": "new_ct_segmentation"})
     assert untrained["chosen_by"] == "random" and not asked
+
+
+def test_a_label_submitted_in_the_page_is_in_the_audit(under_test: AppUnderTest) -> None:
+    under_test.app.label_stored("1.2.3", "1.2.9")
+    (line,) = (under_test.studies / "ctseg" / "audit.jsonl").read_text().splitlines()
+    told = json.loads(line)
+    assert (told["what"], told["case"], told["label"]) == ("label saved", "1.2.3", "1.2.9") and told["when"]
 
 
 def test_labelled_cases_are_not_offered(under_test: AppUnderTest, asked: list[str]) -> None:

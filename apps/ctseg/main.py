@@ -261,6 +261,7 @@ class CtsegApp(MONAILabelApp):
 
     def label_stored(self, image: str, label: str) -> None:
         """Learn that the viewer has stored a label (a DICOM SEG series) of an image (a series)."""
+        self._audit.record("label saved", case=image, label=label, tag="final")
         self.on_save_label(image, label)
 
     def trainer_names(self) -> list[str]:
