@@ -227,6 +227,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
 ) -> None:
     put(tmp_path / "in", a_nii="ok", b_nii="hang", c_nii="ok")
     program = (
+        # A shell lets its background jobs ignore Ctrl-C, and their children with them.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from ctseg import cohortpool; cohortpool._WORKER = 'helpers_cohort'; from ctseg.cli import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
