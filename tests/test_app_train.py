@@ -26,7 +26,7 @@ ON_CPU = {"model": MODEL, "device": "cpu", "max_epochs": 1, "val_interval": 1, "
 
 
 @pytest.fixture
-def trainable(tmp_path: Path, phantom_bundle: BundleInfo) -> BundleInfo:
+def phantom(tmp_path: Path, phantom_bundle: BundleInfo) -> BundleInfo:
     """A copy of the phantom bundle, with random weights."""
     shutil.copytree(phantom_bundle.path, tmp_path / "bundles" / MODEL)
     add_random_weights(tmp_path / "bundles" / MODEL)
@@ -34,7 +34,7 @@ def trainable(tmp_path: Path, phantom_bundle: BundleInfo) -> BundleInfo:
 
 
 @pytest.fixture
-def app(tmp_path: Path, trainable: BundleInfo, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def app(tmp_path: Path, phantom: BundleInfo, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The app on three tiny CTs, whose labels have the bundle's codes."""
     from monailabel.config import settings
 
@@ -45,7 +45,7 @@ def app(tmp_path: Path, trainable: BundleInfo, tiny_dataset: Path, monkeypatch: 
         shutil.copyfile(tiny_dataset / f"image_{number}.nii.gz", tmp_path / "studies" / f"case{number}.nii.gz")
         label = tmp_path / "studies" / "labels" / "final" / f"case{number}.nii.gz"
         shutil.copyfile(tiny_dataset / f"label_{number}.nii.gz", label)
-    return load_app_class()(str(app_root()), str(tmp_path / "studies"), {"bundles": str(trainable.path.parent)})
+    return load_app_class()(str(app_root()), str(tmp_path / "studies"), {"bundles": str(phantom.path.parent)})
 
 
 def refusal(app: Any, **request: Any) -> tuple[int, str]:
@@ -60,18 +60,18 @@ def split_of(data: Path, split: str) -> str:
     return Ledger(data / "split.csv").patients(split)[0]
 
 
-def test_options_are_the_bundles_own_unless_asked(trainable: BundleInfo) -> None:
+def test_options_are_the_bundles_own_unless_asked(phantom: BundleInfo) -> None:
     options = sibling("app_train_options")
-    read = options.read_options({"device": "cpu", "gpus": 7, "val_split": 0.5, "dataset": "x"}, trainable)
-    declared = json.loads((trainable.path / "configs" / "train.json").read_text())
+    read = options.read_options({"device": "cpu", "gpus": 7, "val_split": 0.5, "dataset": "x"}, phantom)
+    declared = json.loads((phantom.path / "configs" / "train.json").read_text())
     assert (read.max_epochs, read.train_batch_size) == (declared["epochs"], declared["batch_size"]) == (2, 1)
     assert (read.val_interval, read.num_workers) == (2, 0)  # 5 is declared, but of 2 epochs one must validate
     assert (read.pretrained, read.label_tag) == (True, "final")
     asked = {"device": ["cpu"], "pretrained": "false", "max_epochs": "7", "train_batch_size": 3.0, "val_interval": 2}
     more = {"start": ["current"], "tolerance": "0.05", "resume": False, "tracking": "None"}
-    read = options.read_options({**asked, "num_workers": 1, "label_tag": "checked", **more}, trainable)
+    read = options.read_options({**asked, "num_workers": 1, "label_tag": "checked", **more}, phantom)
     assert read == options.TrainOptions("cpu", False, 7, 3, 2, 1, "checked", "current", 0.05, False, "")
-    assert options.read_options(read.as_request(MODEL), trainable) == read
+    assert options.read_options(read.as_request(MODEL), phantom) == read
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_options_are_the_bundles_own_unless_asked(trainable: BundleInfo) -> None
         ],
     ],
 )
-def test_options_out_of_bounds_are_refused(trainable: BundleInfo, key: str, value: Any) -> None:
+def test_options_out_of_bounds_are_refused(phantom: BundleInfo, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{key} is .*expected"):
-        sibling("app_train_options").read_options({"device": "cpu", key: value}, trainable)
+        sibling("app_train_options").read_options({"device": "cpu", key: value}, phantom)
 
 
-def test_cpu_must_be_asked_for(monkeypatch: pytest.MonkeyPatch, trainable: BundleInfo) -> None:
+def test_cpu_must_be_asked_for(monkeypatch: pytest.MonkeyPatch, phantom: BundleInfo) -> None:
     options = sibling("app_train_options")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -101,20 +101,20 @@ def test_cpu_must_be_asked_for(monkeypatch: pytest.MonkeyPatch, trainable: Bundl
         with pytest.raises(DeviceError, match="training runs on CUDA"):
             options.training_device(asked)
     assert options.training_device("cpu") == "cpu"
-    assert options.shown_options(trainable)["device"] == ["cuda", "cpu"]
+    assert options.shown_options(phantom)["device"] == ["cuda", "cpu"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "NVIDIA Any")
     asked_for = (None, "auto", "cuda", "cuda:1", "NVIDIA Any:1", ["NVIDIA Any:0", "cpu"], "cpu")
     expected = ["cuda:0", "cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:0", "cpu"]
     assert [options.training_device(asked) for asked in asked_for] == expected
-    assert options.shown_options(trainable)["device"] == ["NVIDIA Any:0", "NVIDIA Any:1", "cpu"]
+    assert options.shown_options(phantom)["device"] == ["NVIDIA Any:0", "NVIDIA Any:1", "cpu"]
     for unknown in ("cuda:2", "abacus", {"a": 1}):
         with pytest.raises(DeviceError, match="device"):
             options.training_device(unknown)
 
 
-def test_refusals_are_a_status_and_a_sentence(app: Any, trainable: BundleInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_are_a_status_and_a_sentence(app: Any, phantom: BundleInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     studies = Path(app.studies)
     assert refusal(app, label_tag="original")[0] == 422
     assert "no labelled case" in refusal(app, label_tag="original")[1]
@@ -127,8 +127,8 @@ def test_refusals_are_a_status_and_a_sentence(app: Any, trainable: BundleInfo, m
             app.checked_training(model, {})
         assert caught.value.status_code == 404
     assert not (studies / "ctseg").exists()
-    assert trainable.weights is not None
-    trainable.weights.write_bytes(b"others")
+    assert phantom.weights is not None
+    phantom.weights.write_bytes(b"others")
     assert refusal(app)[0] == 409 and "sha256" in refusal(app)[1]
     assert app.checked_training(MODEL, {**ON_CPU, "pretrained": False})["pretrained"] is False
     ledger = studies / "ctseg" / MODEL / "split.csv"
@@ -137,17 +137,17 @@ def test_refusals_are_a_status_and_a_sentence(app: Any, trainable: BundleInfo, m
     assert status == 500 and "by hand" in sentence and str(studies) not in sentence
 
 
-def test_studies_on_a_server_are_refused(trainable: BundleInfo) -> None:
+def test_studies_on_a_server_are_refused(phantom: BundleInfo) -> None:
     with pytest.raises(ConfigError, match="needs a folder of studies"):
-        sibling("app_train").TrainingTask(trainable, None).plan(ON_CPU, None)
+        sibling("app_train").TrainingTask(phantom, None).plan(ON_CPU, None)
 
 
-def test_bundle_without_weights_starts_from_random_ones(app: Any, trainable: BundleInfo) -> None:
-    metadata = trainable.path / "configs" / "metadata.json"
+def test_bundle_without_weights_starts_from_random_ones(app: Any, phantom: BundleInfo) -> None:
+    metadata = phantom.path / "configs" / "metadata.json"
     told = json.loads(metadata.read_text())
     told["ctseg"]["weights"] = None
     metadata.write_text(json.dumps(told))
-    shutil.rmtree(trainable.path / "models")
+    shutil.rmtree(phantom.path / "models")
     assert app.trainer(MODEL).plan(ON_CPU, app.datastore()).start is None
     metadata.write_text("{")
     assert "broken" in app.info()["trainers"][MODEL]["description"]
@@ -155,23 +155,21 @@ def test_bundle_without_weights_starts_from_random_ones(app: Any, trainable: Bun
         app.trainer(MODEL).plan(ON_CPU, app.datastore())
 
 
-def test_training_and_what_its_statistics_say(app: Any, trainable: BundleInfo) -> None:
+def test_training_and_what_its_statistics_say(app: Any, phantom: BundleInfo) -> None:
     assert app.info()["train_stats"] == {MODEL: {}}
     told = app.train({**ON_CPU, "max_epochs": 3, "val_interval": 2})
     assert told == app.info()["train_stats"][MODEL] == json.loads(json.dumps(told))
     assert [entry["epoch"] for entry in told["history"]] == [1, 2, 3]
     assert [entry["dice"] is None for entry in told["history"]] == [True, False, True]
     assert told["best_metric"] == told["history"][1]["dice"] == told["eval"]["metrics"]["val_mean_dice"]
-    assert told["best_metric_epoch"] == 2 and told["pretrained"] == str(trainable.weights)
+    assert told["best_metric_epoch"] == 2 and told["pretrained"] == str(phantom.weights)
     made = get_bundle(Path(told["bundle"]))
     assert made.evidence.startswith(f"validation Dice {told['best_metric']:.3f} on 1 case")
-    assert made.version == f"{trainable.version}+{Path(told['run']).name}"
+    assert made.version == f"{phantom.version}+{Path(told['run']).name}"
     assert made.weights is not None and told["weights"] == str(made.weights)
 
 
-def test_progress_goes_to_mlflow_too(app: Any, trainable: BundleInfo) -> None:
-    if trainable.name != MODEL:
-        pytest.skip("one bundle is enough: tracking is the shared wiring's")
+def test_progress_goes_to_mlflow_too(app: Any) -> None:
     pytest.importorskip("mlflow", reason="the server's extra is not installed")
     pytest.importorskip("sqlalchemy", reason="MLflow's own store is not installed")
     assert app.info()["trainers"][MODEL]["config"]["tracking"][0] == "mlflow"
@@ -203,12 +201,12 @@ def test_a_network_that_is_worse_is_kept_and_not_used(app: Any, monkeypatch: pyt
         assert app.info()["models"][MODEL]["version"] == name
 
 
-def test_the_first_network_of_a_bundle_without_one_is_used(app: Any, trainable: BundleInfo) -> None:
-    metadata = trainable.path / "configs" / "metadata.json"
+def test_the_first_network_of_a_bundle_without_one_is_used(app: Any, phantom: BundleInfo) -> None:
+    metadata = phantom.path / "configs" / "metadata.json"
     told = json.loads(metadata.read_text())
     told["ctseg"]["weights"] = None
     metadata.write_text(json.dumps(told))
-    shutil.rmtree(trainable.path / "models")
+    shutil.rmtree(phantom.path / "models")
     assert app.info()["models"][MODEL]["trained"] is False
     made = app.train(ON_CPU)
     assert made["published"] is True and "no network before it" in made["verdict"]

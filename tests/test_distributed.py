@@ -14,20 +14,20 @@ from ctseg.weights import read_weights
 
 
 def test_two_processes_train_one_network(
-    trainable: BundleInfo, tiny_dataset: Path, tmp_path: Path, clean_environment: dict[str, str]
+    trainable_kind: BundleInfo, tiny_dataset: Path, tmp_path: Path, clean_environment: dict[str, str]
 ) -> None:
-    datalist = datalist_for(trainable, tiny_dataset)
+    datalist = datalist_for(trainable_kind, tiny_dataset)
     names = {path.name: path for path in tiny_dataset.iterdir() if path.suffix != ".csv"}
     for name, path in names.items():
         (tmp_path / name).symlink_to(path)
     # Each process needs a patient to validate on.
     Ledger(tmp_path / "split.csv").assign({f"p{n}": "validation" if n < 2 else "train" for n in range(6)})
-    configs = [str(trainable.path / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    configs = [str(trainable_kind.path / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
     options = {
         "config_file": str(configs), "dataset_dir": tmp_path, "datalist": datalist, "backend": "gloo", "device": "cpu",
         "epochs": 1, "batch_size": 1, "num_workers": 0, "val_interval": 1, "ckpt_dir": tmp_path / "out",
     }  # fmt: skip
-    if trainable.kind == "volume":  # a patch that a CPU trains on in seconds
+    if trainable_kind.kind == "volume":  # a patch that a CPU trains on in seconds
         options["patch"] = "[32,32,32]"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in options.items())]
