@@ -334,11 +334,11 @@ def test_the_table_puts_their_figure_beside_ours(tmp_path: Path) -> None:
     assert (y["ours_their_way"], y["ours_recall"], y["ours_precision"], y["patients"]) == ("0.91", "0.97", "0.86", "9")
     assert y["ours_patient_f1"] == "0.75" and x["ours_patient_f1"] == ""
     assert (z["status"], z["reason"], z["ours_their_way"]) == ("failed", "a | b", "")
-    markdown = (tmp_path / "comparison.md").read_text()
+    markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "| 0.9707 | 0.9500 | 321 | 0.9000 | 0.9400 | – | 15 | 7 | validation |" in markdown
     assert "| 0.9405 (recall 0.9803) | 0.9100 (recall 0.9700; precision 0.8600) |" in markdown
     assert "a / b" in markdown
-    html = (tmp_path / "comparison.html").read_text()
+    html = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "0.9707" in html and "http" not in html.replace("http-equiv", "")
-    assert json.loads((tmp_path / "comparison.json").read_text())["rows"][0]["ours_their_way"] == 0.95
+    assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["rows"][0]["ours_their_way"] == 0.95
     assert as_markdown(read_rows(tmp_path)) == markdown

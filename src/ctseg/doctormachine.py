@@ -180,7 +180,7 @@ def memory() -> tuple[int, int]:
     file = Path("/proc/meminfo")
     if not file.is_file():
         return 0, 0
-    lines = (line.split() for line in file.read_text().splitlines())
+    lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
     sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) >= 2}
     return sizes.get("MemAvailable", 0), sizes.get("MemTotal", 0)
 
