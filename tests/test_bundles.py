@@ -215,12 +215,12 @@ def test_inference_keeps_the_grid(bundle: BundleInfo, f_study: Path, random_weig
     if bundle.classifies:
         rows = (tmp_path / "f" / "presence.csv").read_text().splitlines()
         assert [row.split(",")[0] for row in rows] == ["slice", *map(str, range(1, source.shape[2] + 1))]
-        return
-    mask = nibabel.load(tmp_path / "f" / "mask.nii.gz")
-    assert mask.shape == source.shape
-    assert mask.get_data_dtype() == np.uint8
-    assert mask.affine.tobytes() == source.affine.tobytes()
-    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, *bundle.labels.values()}
+    else:
+        mask = nibabel.load(tmp_path / "f" / "mask.nii.gz")
+        assert mask.shape == source.shape
+        assert mask.get_data_dtype() == np.uint8
+        assert mask.affine.tobytes() == source.affine.tobytes()
+        assert set(np.unique(np.asarray(mask.dataobj))) <= {0, *bundle.labels.values()}
 
 
 def test_training_without_a_gpu_stops_with_a_sentence_from_any_directory(

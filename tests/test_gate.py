@@ -15,6 +15,7 @@ from helpers_cascade import ORGAN, PRESENCE, SECOND, bright, segmenter, write_ca
 from helpers_phantoms import oblique_affine, reoriented, write_nifti
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
+from test_inferers import Threshold
 
 from ctseg.cli import main
 from ctseg.errors import BundleError, ConfigError, GeometryError
@@ -96,18 +97,6 @@ def test_bad_values_are_refused() -> None:
 # The inferer
 
 
-class Bright(torch.nn.Module):
-    def __init__(self, classes: int = 1) -> None:
-        super().__init__()
-        self.classes = classes
-        self.seen: list[int] = []
-
-    def forward(self, slices: torch.Tensor) -> torch.Tensor:
-        self.seen.append(slices.shape[0])
-        logit = slices[:, :1].float() - 0.5
-        return logit if self.classes == 1 else torch.cat([-logit, logit], dim=1)
-
-
 def gated_volume(run: list[int], count: int = 20) -> MetaTensor:
     image = torch.zeros(1, 1, 8, 6, count)
     image[..., 2:5, 3, 4:9] = 1
@@ -118,7 +107,7 @@ def gated_volume(run: list[int], count: int = 20) -> MetaTensor:
 
 @pytest.mark.parametrize("classes", [1, 2])
 def test_only_the_open_slices_are_run_in_batches(classes: int) -> None:
-    network, image = Bright(classes), gated_volume([3, 4, 5, 6, 15])
+    network, image = Threshold(classes), gated_volume([3, 4, 5, 6, 15])
     logits = SlicewiseInferer(batch_size=2, probe=4)(image, network)
     found = logits[0, 0] > 0 if classes == 1 else logits[0].argmax(0) > 0
     assert network.seen == [2, 2, 1]
@@ -128,7 +117,7 @@ def test_only_the_open_slices_are_run_in_batches(classes: int) -> None:
 
 @pytest.mark.parametrize("classes", [1, 2])
 def test_no_open_slice_is_background_everywhere(classes: int) -> None:
-    logits = SlicewiseInferer()(gated_volume([]), Bright(classes))
+    logits = SlicewiseInferer()(gated_volume([]), Threshold(classes))
     assert logits.shape == (1, classes, 8, 6, 20)
     assert not (logits[0, 0] > 0 if classes == 1 else logits[0].argmax(0) > 0).any()
     assert logits.meta["slices_run"] == 0
@@ -137,7 +126,7 @@ def test_no_open_slice_is_background_everywhere(classes: int) -> None:
 def test_the_count_without_a_gate_is_that_of_the_probes() -> None:
     image = gated_volume([])
     del image.meta["run_slices"]
-    network = Bright()
+    network = Threshold()
     logits = SlicewiseInferer(probe=4)(image, network)
     assert logits.meta["slices_run"] == sum(network.seen) < 20
 
@@ -146,7 +135,7 @@ def test_a_gate_for_another_grid_is_refused() -> None:
     image = gated_volume([1])
     image.meta["run_slices"] = torch.ones(19, dtype=torch.bool)
     with pytest.raises(ConfigError, match="20 slices and a gate for 19"):
-        SlicewiseInferer()(image, Bright())
+        SlicewiseInferer()(image, Threshold())
 
 
 # From the classifier's grid to the segmenter's

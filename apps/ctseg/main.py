@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -137,9 +136,7 @@ class CtsegApp(MONAILabelApp):
         return {"version": version.number, "tag": version.tag} if version else {}
 
     def _download_dcmqi_tools(self) -> None:
-        """Say that the converter is missing; the stock server downloads it while it starts."""
-        if not shutil.which("itkimage2segimage"):
-            logger.warning("itkimage2segimage is not on the PATH: DICOM SEG cannot be written; pip install dcmqi")
+        """Fetch nothing, as the stock server does while it starts: DICOM SEG is written by `ctseg.dicomseg`."""
 
     def init_infers(self) -> dict[str, InferTask]:
         """One task for each bundle, trained or not, and for several together; they share networks and a lock."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctseg.cases import VOLUME_ENDINGS, case_name
-from ctseg.dicomfiles import looks_like_dicom
+from ctseg.dicomfiles import may_be_dicom
 from ctseg.errors import InputError
 
 _DETACHED_HEADERS = (".mhd", ".nhdr")
@@ -90,11 +90,7 @@ def _is_dicom(file: Path) -> bool:
     """Whether a file may be an image of a series; a DICOMDIR lists what lies below it and is none."""
     if file.name.upper() == "DICOMDIR" or file.name.lower().endswith(VOLUME_ENDINGS):
         return False
-    try:
-        with file.open("rb") as stream:
-            return looks_like_dicom(stream.read(132))
-    except OSError:
-        return False
+    return may_be_dicom(file)
 
 
 def counted(studies: int) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ctseg.archives import unpacked
 from ctseg.checks import check_memory
-from ctseg.dicomfiles import holds_its_pixels, is_ct_image, is_whole, looks_like_dicom
+from ctseg.dicomfiles import holds_its_pixels, is_ct_image, is_whole, may_be_dicom
 from ctseg.dicomseries import Slice, choose_series, stack
 from ctseg.errors import InputError
 from ctseg.geometry import clean_affine
@@ -125,7 +125,7 @@ def scan(path: Path, modality: str) -> tuple[list[Slice], Counter[str]]:
     files = [path] if path.is_file() else sorted(Path(folder) / name for folder, names in _walk(path) for name in names)
     images: list[Slice] = []
     passed_over: Counter[str] = Counter()
-    candidates = [file for file in files if _may_be_dicom(file)]
+    candidates = [file for file in files if may_be_dicom(file)]
     if empty := sum(file.is_file() and file.stat().st_size == 0 for file in files):
         passed_over["empty file"] = empty
     if not candidates:
@@ -152,14 +152,6 @@ def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield folder, names
-
-
-def _may_be_dicom(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return looks_like_dicom(stream.read(132))
-    except OSError:
-        return False
 
 
 def _worth_a_note(reason: str) -> bool:

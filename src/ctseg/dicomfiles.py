@@ -26,6 +26,15 @@ def looks_like_dicom(start: bytes) -> bool:
     return start[128:_META_START] == b"DICM" or start[:2] in (b"\x02\x00", b"\x08\x00")
 
 
+def may_be_dicom(file: Path) -> bool:
+    """Say by its first bytes whether a file may be DICOM; one that cannot be read may not."""
+    try:
+        with file.open("rb") as stream:
+            return looks_like_dicom(stream.read(132))
+    except OSError:
+        return False
+
+
 def _meta_uid(data: bytes, tag: bytes) -> str:
     """Return a UID of the file meta information, which is always explicit little endian (PS3.10, 7.1)."""
     at = data.find(tag, 0, 1024)

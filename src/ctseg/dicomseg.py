@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.archives import unpacked
-from ctseg.dicomfiles import looks_like_dicom
+from ctseg.dicomfiles import may_be_dicom
 from ctseg.errors import GeometryError, InputError, OutputError
 from ctseg.files import written_beside
 from ctseg.segmentcodes import Algorithm, checked_labels, describe
@@ -153,7 +153,7 @@ def _headers(volume: Volume, files: Iterable[Path]) -> list[Dataset]:
     wanted = {image.image_uid: index for index, image in enumerate(volume.slices)}
     found: dict[int, Dataset] = {}
     for file in files:
-        if not _may_be_dicom(file):
+        if not may_be_dicom(file):
             continue
         try:
             header: Dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
@@ -177,14 +177,6 @@ def _headers(volume: Volume, files: Iterable[Path]) -> list[Dataset]:
         if not header.get("SliceThickness"):
             header.SliceThickness = header.SpacingBetweenSlices
     return [found[index] for index in range(len(volume.slices))]
-
-
-def _may_be_dicom(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return looks_like_dicom(stream.read(132))
-    except OSError:
-        return False
 
 
 def _check_header(header: Dataset, volume: Volume) -> None:

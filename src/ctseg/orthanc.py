@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ctseg.childprocess import Child
-from ctseg.dicomfiles import looks_like_dicom
+from ctseg.dicomfiles import may_be_dicom
 from ctseg.errors import CtsegError, InputError, ResourceError
 from ctseg.files import write_beside
 
@@ -59,9 +59,8 @@ def dicom_files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(place) / name
-            with contextlib.suppress(OSError), file.open("rb") as stream:
-                if looks_like_dicom(stream.read(132)):
-                    yield file
+            if may_be_dicom(file):
+                yield file
 
 
 class PrivateOrthanc:
