@@ -55,7 +55,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         rule: Rule | None = None
-        answered = _Answered(send)
+
+        async def record(status: int) -> None:
+            if rule is not None and rule.what:
+                await to_thread.run_sync(self._record, rule, scope, status)
+
+        answered = _Answered(send, record)
         try:
             self._check_origin(scope)
             user = self._admit(scope, answered)
@@ -74,8 +79,8 @@ class Guard:
                 answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
                 await answer(scope, receive, answered)
         finally:
-            if rule is not None and rule.what:
-                await to_thread.run_sync(self._record, rule, scope, answered.status or 500)
+            if answered.status is None:
+                await record(500)
 
     def _admit(self, scope: Scope, answered: _Answered) -> User:
         """Find the user, and take a token out of the path, so that routes and redirects never see it missing."""
@@ -163,16 +168,22 @@ class Guard:
 
 
 class _Answered:
-    """`send`, with the headers that every answer has; it remembers the status."""
+    """`send`, with the headers that every answer has; it remembers the status.
 
-    def __init__(self, send: Send) -> None:
+    `record` is called with the status before the answer leaves, so that nobody holds an answer whose audit line is
+    not written.
+    """
+
+    def __init__(self, send: Send, record: Callable[[int], Awaitable[None]]) -> None:
         self._send = send
+        self._record = record
         self.status: int | None = None
         self.cookie = ""
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            await self._record(message["status"])
             headers = MutableHeaders(scope=message)
             headers["Referrer-Policy"] = "no-referrer"  # an address may hold a token
             headers["X-Content-Type-Options"] = "nosniff"
