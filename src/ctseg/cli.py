@@ -24,6 +24,7 @@ from ctseg import (
     turncommand,
     users,
     voxelcommand,
+    windowcommand,
 )
 from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, CtsegError
@@ -52,6 +53,7 @@ _MORE_COMMANDS = (
     turncommand,
     voxelcommand,
     serving,
+    windowcommand,
     users,
     doctor,
 )

@@ -43,6 +43,18 @@ def _bright(color: Sequence[int]) -> _Color:
     return (float(values[0]), float(values[1]), float(values[2]))
 
 
+def organ_colors(
+    labels: Mapping[str, int], colors: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[int, int, int]]:
+    """Return (r, g, b) 0..255 of each label, light enough for grey tissue; a missing one gets one of ours."""
+    drawn = {name: _bright(_color_of(name, number, colors or {})) for number, name in enumerate(labels)}
+    return {name: (round(255 * r), round(255 * g), round(255 * b)) for name, (r, g, b) in drawn.items()}
+
+
+def _color_of(name: str, number: int, colors: Mapping[str, Sequence[int]]) -> Sequence[int]:
+    return colors.get(name, _FALLBACK_COLORS[number % len(_FALLBACK_COLORS)])
+
+
 def _draw_contours(axes: Axes, view: View, colors: Mapping[int, _Color]) -> None:
     from matplotlib.collections import LineCollection
     from skimage.measure import find_contours
@@ -204,10 +216,7 @@ def write_preview(
             f"give the map on the volume's own grid"
         )
     given = colors or {}
-    drawn = {
-        code: _bright(given.get(name, _FALLBACK_COLORS[number % len(_FALLBACK_COLORS)]))
-        for number, (name, code) in enumerate(labels.items())
-    }
+    drawn = {code: _bright(_color_of(name, number, given)) for number, (name, code) in enumerate(labels.items())}
     views = _shown(views_through(volume.array, label_map, volume.source_affine, drawn))
     figure = _figure(views, measure_organs(label_map, labels, volume.source_affine), drawn, window)
     with written_beside(path) as beside:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # name, axis looked along, axes across and down, in the nearest axes (x to the left, y to the back, z to the feet)
-_PLANES = (("Axial", 2, 0, 1), ("Coronal", 1, 0, 2), ("Sagittal", 0, 1, 2))
-_EDGES = {0: ("R", "L"), 1: ("A", "P"), 2: ("S", "I")}  # letters at the first and last index
+PLANES = (("Axial", 2, 0, 1), ("Coronal", 1, 0, 2), ("Sagittal", 0, 1, 2))
+EDGES = {0: ("R", "L"), 1: ("A", "P"), 2: ("S", "I")}  # letters at the first and last index
 _LARGEST_VIEW_MM = 500.0
 
 
@@ -44,7 +44,7 @@ class View:
         return self.image.shape[0] * self.pixel_mm[0], self.image.shape[1] * self.pixel_mm[1]
 
 
-def _to_lpi(affine: NDArray[Any]) -> NDArray[Any]:
+def to_lpi(affine: NDArray[Any]) -> NDArray[Any]:
     """How to flip and transpose (nibabel's orientation array) so that indices run to the left, back and feet."""
     here = nib.orientations.io_orientation(affine)
     there = nib.orientations.axcodes2ornt(("L", "P", "I"))
@@ -84,7 +84,7 @@ def views_through(
         affine: (4, 4), voxel index to RAS millimetres.
         codes: the values of the label map that count as organ.
     """
-    flips = _to_lpi(affine)
+    flips = to_lpi(affine)
     image = nib.orientations.apply_orientation(array, flips)
     mask = nib.orientations.apply_orientation(label_map, flips)
     source_axis = [int(np.flatnonzero(flips[:, 0] == axis)[0]) for axis in range(3)]
@@ -95,13 +95,13 @@ def views_through(
     middles = [_largest_slice(found, axis) for axis in range(3)]
     crops = [_window_round(_centre(found, axis), mask.shape[axis], spacing[axis]) for axis in range(3)]
     views = []
-    for name, along, across, down in _PLANES:
+    for name, along, across, down in PLANES:
         index: list[Any] = list(crops)
         index[along] = middles[along]
         # Both remaining axes keep their order, so rows (down) come after columns (across): transpose.
         picture, outline = (np.asarray(a[tuple(index)]).T for a in (image, mask))
         count = int(mask.shape[along])
         number = count - middles[along] if flipped[along] else middles[along] + 1
-        letters = (*_EDGES[across], *_EDGES[down])
+        letters = (*EDGES[across], *EDGES[down])
         views.append(View(name, picture, outline, (spacing[down], spacing[across]), letters, number, count))
     return views
