@@ -15,6 +15,7 @@ from ctseg import (
     doctor,
     evaluation_command,
     experiment_command,
+    exportimages_command,
     importing,
     preparecommand,
     ratefinder,
@@ -44,6 +45,7 @@ Research use only: not a medical device, not for diagnosis."""
 _MORE_COMMANDS = (
     evaluation_command,
     preparecommand,
+    exportimages_command,
     importing,
     experiment_command,
     ratefinder,
