@@ -15,6 +15,7 @@ from ctseg import (
     doctor,
     evaluation_command,
     experiment_command,
+    exportcommand,
     importing,
     preparecommand,
     ratefinder,
@@ -54,6 +55,7 @@ _MORE_COMMANDS = (
     serving,
     users,
     doctor,
+    exportcommand,
 )
 
 
