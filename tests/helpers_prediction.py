@@ -47,6 +47,7 @@ class FakePrediction:
     labels: dict[str, int] = field(default_factory=dict)
     slices: Any = None
     parts: tuple[Any, ...] = ()
+    runtime: str = "torch"
 
     def __post_init__(self) -> None:
         """Unless others are given, the labels are the bundle's."""
@@ -60,7 +61,7 @@ class FakePredictor:
     made: ClassVar[list[tuple[str, str]]] = []
     result: ClassVar[Any] = None
 
-    def __init__(self, bundle: BundleInfo, device: str = "auto") -> None:
+    def __init__(self, bundle: BundleInfo, device: str = "auto", runtime: str = "torch") -> None:
         self.bundle = bundle
         FakePredictor.made.append((bundle.name, device))
 

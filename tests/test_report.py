@@ -53,8 +53,8 @@ def test_the_report_says_what_was_done(prediction: FakePrediction, tmp_path: Pat
     file.write_bytes(b"abc")
     report = build_report(prediction, organs, prediction.seconds, [file])
     assert list(report) == [
-        "schema", "intended_use", "versions", "bundle", "device", "slices", "source", "quality", "organs", "seconds",
-        "notes", "mesh_coordinates", "outputs",
+        "schema", "intended_use", "versions", "bundle", "device", "runtime", "slices", "source", "quality", "organs",
+        "seconds", "notes", "mesh_coordinates", "outputs",
     ]  # fmt: skip
     assert report["source"] == {
         "file": "case.nii.gz",

@@ -83,6 +83,7 @@ def segment_volume(
     output: Output = "numpy",
     predictors: Predictors | None = None,
     progress: Progress | None = None,
+    runtime: str | None = None,
 ) -> Segmentation:
     """Segment one volume.
 
@@ -103,8 +104,9 @@ def segment_volume(
             where their own are not distinct), the name of a preset or a JSON file (`ctseg.labelcodes`), or a mapping.
         device: "auto" (CUDA when there is one; the default), "cpu", "cuda" or "cuda:N".
         output: "numpy" or "torch" (on the CPU).
-        predictors: loaded networks, kept warm between calls; they know their device.
+        predictors: loaded networks, kept warm between calls; they know their device and runtime.
         progress: called with the name of each stage when it begins.
+        runtime: what runs the networks: "torch" (the default), "onnx", "openvino" or "auto" (`ctseg.runtimes`).
 
     Returns:
         The mask on exactly the image's grid.
@@ -117,7 +119,7 @@ def segment_volume(
         DeviceError, ResourceError: the device is not there; the memory does not suffice.
     """
     _check_output(output)
-    warm = _warm(predictors, device)
+    warm = _warm(predictors, device, runtime)
     selection = select(organs, task, warm.root)
     wanted = _codes_of(selection, codes)
     selection.check_ready()
@@ -157,6 +159,7 @@ def segment_slice(
     device: str | None = None,
     output: Output = "numpy",
     predictors: Predictors | None = None,
+    runtime: str | None = None,
 ) -> Segmentation:
     """Segment one axial slice, or several that need not belong together.
 
@@ -175,6 +178,7 @@ def segment_slice(
         device: as for `segment_volume`.
         output: as for `segment_volume`.
         predictors: as for `segment_volume`.
+        runtime: as for `segment_volume`.
 
     Returns:
         The mask, of the image's shape. Nothing joins the slices: each is a study of its own, with clean-up in itself.
@@ -183,7 +187,7 @@ def segment_slice(
         CtsegError: as `segment_volume`.
     """
     _check_output(output)
-    warm = _warm(predictors, device)
+    warm = _warm(predictors, device, runtime)
     selection = select(organs, task, warm.root)
     wanted = _codes_of(selection, codes)
     selection.check_ready()
@@ -249,9 +253,14 @@ def _slices_of(image: Any) -> tuple[NDArray[Any], tuple[int, ...]]:
     return array.reshape(-1, *array.shape[-2:]), array.shape
 
 
-def _warm(predictors: Predictors | None, device: str | None) -> Predictors:
+def _warm(predictors: Predictors | None, device: str | None, runtime: str | None = None) -> Predictors:
     if predictors is None:
-        return Predictors(device or "auto")
+        return Predictors(device or "auto", runtime=runtime or "torch")
+    if runtime is not None and runtime != predictors.runtime:
+        raise ConfigError(
+            f"the runtime {runtime!r} is asked for, but the loaded networks run in {predictors.runtime!r}: "
+            "leave one of the two out"
+        )
     if device is not None and device != predictors.device:
         raise ConfigError(
             f"the device {device!r} is asked for, but the loaded networks are on {predictors.device!r}: "

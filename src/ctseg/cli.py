@@ -16,6 +16,7 @@ from ctseg import (
     evaluation_command,
     experiment_command,
     exportimages_command,
+    exportcommand,
     importing,
     preparecommand,
     ratefinder,
@@ -58,6 +59,7 @@ _MORE_COMMANDS = (
     windowcommand,
     users,
     doctor,
+    exportcommand,
 )
 
 

@@ -118,6 +118,7 @@ def _settings(arguments: argparse.Namespace, kinds: tuple[str, ...]) -> Settings
         device=arguments.device,
         slot=0,
         threads=1,
+        runtime=arguments.runtime,
     )
 
 
@@ -142,6 +143,7 @@ def made_with(arguments: argparse.Namespace, bundles: Sequence[BundleInfo], kind
         "kinds": kinds,
         "faces": arguments.faces,
         "codes": arguments.codes if own else labelcodes.codes_for(_asked(labels, arguments.organs), arguments.codes),
+        **({} if arguments.runtime == "torch" else {"runtime": arguments.runtime}),
         "bundles": sorted({tuple(_state(info)) for bundle in bundles for info in _with_needed(bundle)}),
     }
 

@@ -37,6 +37,7 @@ class Settings:
         device: "auto", "cpu", "cuda" or "cuda:N".
         slot: number of the worker on this machine, from 0: which GPU it takes.
         threads: how many threads it may use.
+        runtime: what runs the networks (`ctseg.runtimes`).
     """
 
     task: str | None
@@ -48,6 +49,7 @@ class Settings:
     device: str
     slot: int
     threads: int
+    runtime: str = "torch"
 
 
 class CohortWorker:
@@ -71,7 +73,7 @@ class CohortWorker:
         torch.set_num_threads(settings.threads)
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         self.settings = settings
-        self.predictors = Predictors(spread_device(settings.device, settings.slot, gpus))
+        self.predictors = Predictors(spread_device(settings.device, settings.slot, gpus), runtime=settings.runtime)
         named = get_bundle(settings.task) if settings.task is not None and settings.organs is None else None
         self.classifier = named if named is not None and named.classifies else None
         self.labels: Mapping[str, int] = {}

@@ -49,6 +49,7 @@ def predict_organs(choices: Sequence[OrganChoice], predict: Callable[[BundleInfo
         bundle=combined_bundle(choices),
         slices=None,
         parts=tuple(Part(one.bundle, one.slices) for one in found.values()),
+        runtime="+".join(dict.fromkeys(getattr(one, "runtime", "torch") for one in found.values())),
         quality={
             choice.name: one
             for choice in choices

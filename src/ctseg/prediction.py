@@ -79,6 +79,7 @@ class Prediction:
         slices: how many slices were run; None for a network that does not go slice by slice, and for a merged mask.
         parts: the bundles that ran for a merged mask, else empty.
         quality: what is to be thought of the mask of each organ that was found (`ctseg.quality`).
+        runtime: what ran the network: "torch", "onnx" or "openvino" (`ctseg.runtimes`).
     """
 
     volume: Volume
@@ -90,6 +91,7 @@ class Prediction:
     slices: SlicesRun | None = None
     parts: tuple[Part, ...] = ()
     quality: dict[str, Quality] = field(default_factory=dict)
+    runtime: str = "torch"
 
 
 class Predictor:
@@ -99,16 +101,24 @@ class Predictor:
         bundle: a bundle that is ready: trained, or in need of no weights, and so are those that it needs.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         overrides: values in place of those in the bundle's `inference.json`, e.g. `{"gate": None}`.
+        runtime: "torch", "onnx", "openvino" or "auto" (`ctseg.runtimes`).
 
     Raises:
         BundleError: when the bundle or one that it needs is untrained, its weights are not the ones it names or do not
-            fit its network.
+            fit its network, or it was not exported for the runtime.
         DeviceError: when the device is not there.
     """
 
-    def __init__(self, bundle: BundleInfo, device: str = "auto", overrides: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: BundleInfo,
+        device: str = "auto",
+        overrides: Mapping[str, Any] | None = None,
+        runtime: str = "torch",
+    ) -> None:
         from monai.bundle import ConfigParser
 
+        from ctseg.runtimes import chosen_runtime, runtime_network
         from ctseg.weights import load_weights
 
         self.bundle = bundle
@@ -126,9 +136,13 @@ class Predictor:
         self._preprocessing = self._part(parser, "preprocessing")
         self._postprocessing = _without_saving(self._part(parser, "postprocessing"))
         self._inferer = self._part(parser, "inferer")
-        self._network = self._part(parser, "network").eval()
-        if weights is not None:
-            load_weights(self._network, weights)
+        self.runtime = chosen_runtime(bundle, runtime, self.device)
+        if self.runtime == "torch":
+            self._network = self._part(parser, "network").eval()
+            if weights is not None:
+                load_weights(self._network, weights)
+        else:
+            self._network = runtime_network(bundle, self.runtime)
         self._calibrations = calibrations_of(bundle.quality, bundle.name)
         # One study at a time: two requests must neither mix nor hold two volumes' features at once.
         self._lock = threading.Lock()
@@ -156,6 +170,7 @@ class Predictor:
             bundle=self.bundle,
             slices=self._slices_run(item),
             quality=item.get("quality", {}),
+            runtime=self.runtime,
         )
 
     def answer(

@@ -75,11 +75,13 @@ class SlicePresence(SliceTable):
         seconds: stage -> seconds, in order: read, preprocess, network, postprocess.
         device: where the network ran, e.g. "cpu" or "cuda:0".
         bundle: the bundle that ran.
+        runtime: what ran the network (`ctseg.runtimes`).
     """
 
     seconds: dict[str, float]
     device: str
     bundle: BundleInfo
+    runtime: str = "torch"
 
 
 def runs_of(numbers: Sequence[int] | NDArray[np.int64], present: Sequence[bool] | NDArray[np.bool_]) -> list[Run]:
@@ -105,6 +107,7 @@ class PresencePredictor:
         bundle: a bundle that classifies and is trained.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         threshold: from this probability on an organ counts as present; None takes the bundle's own.
+        runtime: what runs the network (`ctseg.runtimes`).
 
     Raises:
         BundleError: when the bundle makes masks, is untrained, or its weights are not the ones it names.
@@ -112,7 +115,9 @@ class PresencePredictor:
         DeviceError: when the device is not there.
     """
 
-    def __init__(self, bundle: BundleInfo, device: str = "auto", threshold: float | None = None) -> None:
+    def __init__(
+        self, bundle: BundleInfo, device: str = "auto", threshold: float | None = None, runtime: str = "torch"
+    ) -> None:
         if not bundle.classifies:
             raise BundleError(
                 f"bundle {bundle.name} is no classifier: expected one that says on which slices an organ is; "
@@ -120,7 +125,8 @@ class PresencePredictor:
             )
         from ctseg.prediction import Predictor
 
-        self._predictor = Predictor(bundle, device)
+        self._predictor = Predictor(bundle, device, runtime=runtime)
+        self.runtime = self._predictor.runtime
         self.bundle = bundle
         self.device = self._predictor.device
         self.threshold = checked_threshold(self._predictor.value("threshold") if threshold is None else threshold)
@@ -149,6 +155,7 @@ class PresencePredictor:
             seconds=seconds,
             device=self.device,
             bundle=self.bundle,
+            runtime=self.runtime,
         )
 
 

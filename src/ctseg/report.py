@@ -52,6 +52,13 @@ def _source(volume: Volume) -> dict[str, Any]:
     }
 
 
+def _runtime(names: str) -> dict[str, str]:
+    """What ran the networks, with versions."""
+    from ctseg.light.sessions import version_of
+
+    return {name: version_of(name) for name in names.split("+")}
+
+
 def _bundle(info: BundleInfo) -> dict[str, Any]:
     sha256 = info.weights_sha256 or (file_sha256(info.weights) if info.weights else None)
     return {"name": info.name, "version": info.version, "weights_sha256": sha256, "weights": info.status}
@@ -117,6 +124,7 @@ def build_report(
         "versions": versions(),
         **_bundles(prediction),
         "device": prediction.device,
+        "runtime": _runtime(getattr(prediction, "runtime", "torch")),
         **_slices(prediction),
         "source": source,
         "quality": summary(getattr(prediction, "quality", {})),

@@ -19,6 +19,7 @@ from ctseg.organchoice import default_task, select
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
 from ctseg.presence_output import PRESENCE_KINDS, presence_names, presence_summary, write_presence
 from ctseg.registry import BundleInfo, find_bundles, get_bundle, verify_weights
+from ctseg.runtimes import RUNTIMES
 
 _OF_SEGMENT = """what is written into OUT:
   mask.nii.gz    label map on exactly the input's grid (nifti)
@@ -116,6 +117,13 @@ def add_command(commands: Any) -> None:
         help="auto, cpu, cuda or cuda:N (default: auto, a GPU when it is there)",
     )
     segment.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="torch",
+        help="what runs the network: torch (default), onnx or openvino (after ctseg export), or auto, which takes what "
+        "scripts/benchmark_runtimes found to be fastest here",
+    )
+    segment.add_argument(
         "--output",
         type=_kinds,
         metavar="KINDS",
@@ -174,6 +182,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         task=arguments.task,
         codes=arguments.codes,
         device=arguments.device,
+        runtime=arguments.runtime,
         progress=lambda stage: say(_STAGES.get(stage, stage)),
     ).prediction
     prediction = dataclasses.replace(prediction, seconds=_with_load(prediction.seconds, imported))
@@ -227,7 +236,7 @@ def _classify(bundle: BundleInfo, arguments: argparse.Namespace) -> None:
     _import_monai(arguments)
     from ctseg.presence import PresencePredictor
 
-    predictor = PresencePredictor(bundle, arguments.device)
+    predictor = PresencePredictor(bundle, arguments.device, runtime=arguments.runtime)
     load = time.perf_counter() - started
     stages = {**_STAGES, "postprocess": "turning it into a table"}
     found = predictor.predict(arguments.input, progress=lambda stage: say(stages.get(stage, stage)))

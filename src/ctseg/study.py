@@ -51,11 +51,13 @@ class Predictors:
     Args:
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         root: folder of the bundles that names are looked up in; None takes the shipped ones.
+        runtime: what runs the networks: "torch", "onnx", "openvino" or "auto" (`ctseg.runtimes`).
     """
 
-    def __init__(self, device: str = "auto", root: Path | None = None) -> None:
+    def __init__(self, device: str = "auto", root: Path | None = None, runtime: str = "torch") -> None:
         self.device = device
         self.root = root
+        self.runtime = runtime
         self._segmenters: _Once[Predictor] = _Once()
         self._classifiers: _Once[PresencePredictor] = _Once()
 
@@ -82,7 +84,9 @@ class Predictors:
             )
         from ctseg.prediction import Predictor
 
-        return self._segmenters.get(info.path, lambda: Predictor(info, self.device), fingerprint(info))
+        return self._segmenters.get(
+            info.path, lambda: Predictor(info, self.device, runtime=self.runtime), fingerprint(info)
+        )
 
     def classifier(self, name: Bundle) -> PresencePredictor:
         """Return the loaded network of a bundle that says on which slices an organ is.
@@ -99,7 +103,9 @@ class Predictors:
             )
         from ctseg.presence import PresencePredictor
 
-        return self._classifiers.get(info.path, lambda: PresencePredictor(info, self.device), fingerprint(info))
+        return self._classifiers.get(
+            info.path, lambda: PresencePredictor(info, self.device, runtime=self.runtime), fingerprint(info)
+        )
 
 
 class Study:

@@ -11,6 +11,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ctseg.cleanrules import large_pieces
 from ctseg.errors import ConfigError, GeometryError
 
 
@@ -56,19 +57,6 @@ class RemoveSmallPiecesd(MapTransform):
             require_place(labels, key, "the volume of its pieces", "RemoveSmallPiecesd")
             voxel_ml = abs(float(np.linalg.det(np.asarray(labels.affine, dtype=np.float64)[:3, :3]))) / 1000.0
             # An affine out of a header is rounded: a piece of exactly the smallest volume stays.
-            kept = _large_pieces(np.asarray(labels[0].cpu()), self.min_ml / voxel_ml * (1 - 1e-5))
+            kept = large_pieces(np.asarray(labels[0].cpu()), self.min_ml / voxel_ml * (1 - 1e-5))
             item[key] = MetaTensor(torch.from_numpy(kept)[None].to(labels.device), meta=labels.meta)
         return item
-
-
-def _large_pieces(labels: np.ndarray, voxels: float) -> np.ndarray:
-    from scipy.ndimage import label
-
-    kept = np.zeros_like(labels)
-    for code in np.unique(labels):
-        if code:
-            pieces, _ = label(labels == code)
-            large = np.bincount(pieces.ravel()) >= voxels
-            large[0] = False
-            kept[large[pieces]] = code
-    return kept
