@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_flat import flat_dataset, write_picture
 from helpers_phantoms import f_phantom, oblique_affine, write_nifti
 
 from ctseg.building import build_bundle
@@ -101,6 +103,30 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, phantom_bundle: Bundl
         cases.append({"case_id": f"case_{number}", "patient": f"p{number}", **names})
     (folder / "datalist.json").write_text(json.dumps({"cases": cases}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def f_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An asymmetric photograph of 40 rows and 56 columns."""
+    return write_picture(tmp_path_factory.mktemp("pictures") / "f.png", f_phantom((40, 56, 1))[..., 0] > 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_flat_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six patients with one small photograph each, sizes odd and even."""
+    return flat_dataset(tmp_path_factory.mktemp("flat"))
+
+
+@pytest.fixture
+def study_of(request: pytest.FixtureRequest) -> Callable[[BundleInfo], Path]:
+    """What a bundle can be run on: a CT, or a picture for a flat one; called f.* both."""
+    return lambda info: request.getfixturevalue("f_picture" if info.flat else "f_study")
+
+
+@pytest.fixture
+def dataset_of(request: pytest.FixtureRequest) -> Callable[[BundleInfo], Path]:
+    """The tiny data folder that a bundle can be trained on."""
+    return lambda info: request.getfixturevalue("tiny_flat_dataset" if info.flat else "tiny_dataset")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.data import load_net_with_metadata
+from PIL import Image
 
 from ctseg.building import build_all, stale
 from ctseg.registry import BundleInfo
@@ -27,8 +29,8 @@ def read(bundle: BundleInfo, name: str) -> dict[str, Any]:
 def workflow(bundle: BundleInfo, *names: str, **overrides: Any) -> ConfigWorkflow:
     files = [str(bundle.path / "configs" / f"{name}.json") for name in names]
     kind = "train" if "train" in names else "infer"
-    if bundle.kind == "volume":  # a patch that a CPU trains on in seconds
-        overrides.setdefault("patch", [32, 32, 32])
+    if small := {"volume": [32, 32, 32]}.get(bundle.kind, [64, 64] if bundle.flat else None):
+        overrides.setdefault("patch", small)  # what a CPU trains on in seconds
     return ConfigWorkflow(config_file=files, workflow_type=kind, logging_file=False, **overrides)
 
 
@@ -90,14 +92,19 @@ def test_has_what_the_model_zoo_wants(bundle: BundleInfo) -> None:
         assert bundle.weights.stat().st_size <= 10 * 2**20
 
 
-def test_check_properties(bundle: BundleInfo, f_study: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_check_properties(
+    bundle: BundleInfo,
+    study_of: Callable[[BundleInfo], Path],
+    dataset_of: Callable[[BundleInfo], Path],
+    tmp_path: Path,
+) -> None:
     data = {
-        "dataset_dir": str(tiny_dataset),
-        "datalist": datalist_for(bundle, tiny_dataset),
+        "dataset_dir": str(dataset_of(bundle)),
+        "datalist": datalist_for(bundle, dataset_of(bundle)),
         "num_workers": 0,
         "ckpt_dir": str(tmp_path),
     }
-    for name, overrides in {"inference": {"image": str(f_study)}, "train": data}.items():
+    for name, overrides in {"inference": {"image": str(study_of(bundle))}, "train": data}.items():
         if not (bundle.needs_weights or name == "inference"):
             continue
         flow = workflow(bundle, name, device="cpu", **overrides)
@@ -172,7 +179,10 @@ def test_nothing_refers_outside_the_bundle(bundle: BundleInfo) -> None:
         assert str(Path.home()) not in text
 
 
-def test_trains_and_evaluates_on_tiny_volumes(trainable: BundleInfo, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_trains_and_evaluates_on_tiny_data(
+    trainable: BundleInfo, dataset_of: Callable[[BundleInfo], Path], tmp_path: Path
+) -> None:
+    tiny_dataset = dataset_of(trainable)
     common = {
         "dataset_dir": str(tiny_dataset),
         "datalist": datalist_for(trainable, tiny_dataset),
@@ -207,16 +217,23 @@ def test_trains_and_evaluates_on_tiny_volumes(trainable: BundleInfo, tiny_datase
         assert set(report["values"].popitem()[1]) == set(trainable.labels)
 
 
-def test_inference_keeps_the_grid(bundle: BundleInfo, f_study: Path, random_weights: Path, tmp_path: Path) -> None:
+def test_inference_keeps_the_grid(
+    bundle: BundleInfo, study_of: Callable[[BundleInfo], Path], random_weights: Path, tmp_path: Path
+) -> None:
+    f_study = study_of(bundle)
     weights = {"checkpoint": str(random_weights)} if bundle.needs_weights else {}
     flow = workflow(bundle, "inference", image=str(f_study), output_dir=str(tmp_path), **weights)
     flow.run()
-    source = nibabel.load(f_study)
+    slices = 1 if bundle.flat else nibabel.load(f_study).shape[2]
     if bundle.classifies:
         rows = (tmp_path / "f" / "presence.csv").read_text().splitlines()
-        assert [row.split(",")[0] for row in rows] == ["slice", *map(str, range(1, source.shape[2] + 1))]
+        assert [row.split(",")[0] for row in rows] == ["slice", *map(str, range(1, slices + 1))]
+    elif bundle.flat:
+        mask = Image.open(tmp_path / "f" / "mask.png")
+        assert mask.size == Image.open(f_study).size
+        assert set(np.unique(np.asarray(mask))) <= {0, 255} | set(bundle.labels.values())
     else:
-        mask = nibabel.load(tmp_path / "f" / "mask.nii.gz")
+        source, mask = nibabel.load(f_study), nibabel.load(tmp_path / "f" / "mask.nii.gz")
         assert mask.shape == source.shape
         assert mask.get_data_dtype() == np.uint8
         assert mask.affine.tobytes() == source.affine.tobytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from test_bundles import datalist_for
@@ -14,8 +15,12 @@ from ctseg.weights import read_weights
 
 
 def test_two_processes_train_one_network(
-    trainable_kind: BundleInfo, tiny_dataset: Path, tmp_path: Path, clean_environment: dict[str, str]
+    trainable_kind: BundleInfo,
+    dataset_of: Callable[[BundleInfo], Path],
+    tmp_path: Path,
+    clean_environment: dict[str, str],
 ) -> None:
+    tiny_dataset = dataset_of(trainable_kind)
     datalist = datalist_for(trainable_kind, tiny_dataset)
     names = {path.name: path for path in tiny_dataset.iterdir() if path.suffix != ".csv"}
     for name, path in names.items():
@@ -27,8 +32,8 @@ def test_two_processes_train_one_network(
         "config_file": str(configs), "dataset_dir": tmp_path, "datalist": datalist, "backend": "gloo", "device": "cpu",
         "epochs": 1, "batch_size": 1, "num_workers": 0, "val_interval": 1, "ckpt_dir": tmp_path / "out",
     }  # fmt: skip
-    if trainable_kind.kind == "volume":  # a patch that a CPU trains on in seconds
-        options["patch"] = "[32,32,32]"
+    if small := {"volume": "[32,32,32]", "flat": "[64,64]"}.get(trainable_kind.kind):
+        options["patch"] = small  # what a CPU trains on in seconds
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in options.items())]
     environment = {**clean_environment, "OMP_NUM_THREADS": "1"}

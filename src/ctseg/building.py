@@ -5,6 +5,10 @@ an element of a list, splices a block: `{{*preprocessing image label}}` is the b
 in which `{{keys}}` and `{{modes}}` stand for the keys and their interpolation, and an entry with `_for_` is kept for
 its keys only. So training and inference cannot differ in their deterministic transforms.
 
+Blocks may be spliced into blocks, `"{{*crop}}"`, where they get the keys of the one around them; so a task can fill a
+place that its kind leaves open. A kind may take over others' blocks and values by `extends`, a list of files of
+`configs/base`, of which later ones and its own win.
+
 A kind may name the `configs` that its bundles have (all, unless it says so), and replace entries of the shared wiring
 in a block of the configuration's name, where null takes an entry away and `a#b` is the entry `b` of the entry `a`.
 """
@@ -42,7 +46,7 @@ def build_bundle(task_file: Path, base_dir: Path) -> dict[str, str]:
 
     task = load_yaml(task_file)
     _require(task, ("bundle", "base", "labels"), task_file)
-    shared, kind = load_yaml(base_dir / "shared.yaml"), load_yaml(base_dir / f"{task['base']}.yaml")
+    shared, kind = load_yaml(base_dir / "shared.yaml"), load_kind(base_dir, task["base"])
     values = {**kind, **task, **_derived(task, kind)}
     _require(values, ("network",), task_file)
     configs = {name: render(_wiring(name, shared, kind), values) for name in kind.get("configs", CONFIGS)}
@@ -115,6 +119,21 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def load_kind(base_dir: Path, name: str) -> dict[str, Any]:
+    """Read a kind's wiring, with what it `extends` beneath it.
+
+    Raises:
+        ConfigError: as `load_yaml`.
+    """
+    own = load_yaml(base_dir / f"{name}.yaml")
+    kind: dict[str, Any] = {}
+    for other in own.pop("extends", ()):
+        kind.update(load_kind(base_dir, other))
+    # What changes the shared wiring is laid over entry by entry, every other block or value as a whole.
+    changes = {key: {**kind.get(key, {}), **own[key]} for key in CONFIGS if key in own}
+    return {**kind, **own, **changes}
+
+
 def render(node: Any, values: Mapping[str, Any]) -> Any:
     """Return a copy of `node` with every `{{...}}` replaced.
 
@@ -139,6 +158,9 @@ def _render_entry(entry: Any, values: Mapping[str, Any]) -> list[Any]:
     keys = splice[2].split()
     block = []
     for item in _value(splice[1], values):
+        if isinstance(item, str):  # a block within the block
+            block += _render_entry(item.replace("}}", " " + " ".join(keys) + "}}") if keys else item, values)
+            continue
         wanted = [item["_for_"]] if isinstance(item.get("_for_"), str) else item.get("_for_", keys)
         kept = [key for key in keys if key in wanted]
         if keys and not kept:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip")
 SLICE_ENDINGS = (".png", ".npy")
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def is_volume_path(path: Path) -> bool:
@@ -16,7 +17,7 @@ def is_volume_path(path: Path) -> bool:
 def case_name(source: str | Path) -> str:
     """Return the name of a case: its file's or folder's name without the endings of image files."""
     name = Path(source).name
-    for ending in VOLUME_ENDINGS + SLICE_ENDINGS:
+    for ending in VOLUME_ENDINGS + SLICE_ENDINGS + PICTURE_ENDINGS:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name

@@ -56,6 +56,7 @@ def metadata_of(values: Mapping[str, Any], task: str) -> dict[str, Any]:
             "licence": dict(values["licence"]),
             "weights": dict(values["weights"]) if values["weights"] else None,
             **({} if values.get("needs_weights", True) else {"needs_weights": False}),
+            **({"flat": True} if values.get("flat") else {}),
             **({"part_of": list(values["part_of"])} if values.get("part_of") else {}),
             **({"quality": dict(values["quality"])} if values.get("quality") else {}),
             **({"depends_on": needs} if (needs := _depends_on(values)) else {}),
@@ -85,7 +86,7 @@ def _depends_on(values: Mapping[str, Any]) -> list[dict[str, str]]:
 def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
     labels, shape = values["labels"], list(values["patch"])
     channels = {"0": "background", **{str(label["code"]): label["name"] for label in labels}}
-    inputs = ["image", *(f"{organ} mask" for organ in values.get("input_organs", []))]
+    inputs = [*values.get("input_channels", ["image"]), *(f"{organ} mask" for organ in values.get("input_organs", []))]
     tensor = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
     answer = values.get("answer", "segmentation")
     mask = {
@@ -99,7 +100,7 @@ def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": {
             "image": {
                 **tensor,
-                "format": "hounsfield" if values["modality"] == "CT" else "magnitude",
+                "format": "hounsfield" if values["modality"] == "CT" and not values.get("flat") else "magnitude",
                 "modality": values["modality"],
                 "num_channels": len(inputs),
                 "value_range": list(values.get("input_range", [0.0, 1.0])),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ctseg.dependencies import check_dependencies
 from ctseg.devices import as_device, inference_device
 from ctseg.errors import BundleError, CtsegError
+from ctseg.items import volume_of
 from ctseg.quality import Quality, calibrations_of, estimate
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, verify_weights
@@ -214,6 +215,8 @@ class Predictor:
         if isinstance(source, Volume):
             return source, None
         if isinstance(source, str | Path):
+            if self.bundle.flat:
+                return volume_of(source, {"flat": True}, self.bundle.modality), None
             return read_volume(source, modality=self.bundle.modality), None
         return source.volume, source
 
@@ -265,9 +268,10 @@ def _without_saving(steps: Any) -> Any:
     """The steps of a pipeline without the one that writes files: a `Predictor`'s caller decides what is written."""
     from monai.transforms import Compose
 
-    from ctseg.transforms import SaveMaskd, SavePresenced
+    from ctseg.transforms import SaveFlatMaskd, SaveMaskd, SavePresenced
 
-    return Compose([step for step in steps.transforms if not isinstance(step, (SaveMaskd, SavePresenced))])
+    saving = (SaveMaskd, SavePresenced, SaveFlatMaskd)
+    return Compose([step for step in steps.transforms if not isinstance(step, saving)])
 
 
 def _tell_apart(seconds: dict[str, float], waited: Mapping[str, float]) -> None:

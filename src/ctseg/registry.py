@@ -66,6 +66,11 @@ class BundleInfo:
         return str(self._block.get("kind", ""))
 
     @property
+    def flat(self) -> bool:
+        """Whether it looks at flat images, such as photographs and ultrasound (`ctseg.flatreading`), not at volumes."""
+        return bool(self._block.get("flat", False))
+
+    @property
     def modality(self) -> str:
         """DICOM code of the images it was made for, e.g. "CT"."""
         return str(self._block.get("modality", ""))

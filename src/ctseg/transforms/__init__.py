@@ -3,6 +3,7 @@
 from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.diffusion import Diffused
+from ctseg.transforms.flat import LoadFlatd, ResizeSlicesd, SaveFlatMaskd
 from ctseg.transforms.heads import CropBraind, StraightenHeadd, WindowHeadd
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
@@ -24,13 +25,16 @@ __all__ = [
     "Diffused",
     "GateSlicesd",
     "KeepLargestCored",
+    "LoadFlatd",
     "LoadLabeld",
     "LoadVolumed",
     "OpenStudyd",
     "PixelSpacingd",
     "RandSlicesd",
     "RemoveSmallPiecesd",
+    "ResizeSlicesd",
     "RestoreGridd",
+    "SaveFlatMaskd",
     "SaveMaskd",
     "SavePresenced",
     "SplitOrgansd",
