@@ -43,12 +43,14 @@ def add_command(commands: Any) -> None:
     run.add_argument("--datalist", default="datalist.json", metavar="F", help="file in it (default: datalist.json)")
     run.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder for the runs and the table")
     run.add_argument("--device", metavar="NAME", help="cpu or cuda:N (default: the GPU, which training insists on)")
-    run.add_argument("--epochs", type=_count, metavar="N", help="instead of each experiment's own; stages are scaled")
+    run.add_argument(
+        "--epochs", type=count_of_epochs, metavar="N", help="instead of each experiment's own; stages are scaled"
+    )
     run.add_argument(
         "--split", choices=("validation", "test", "train"), default="validation", help="what is measured (validation)"
     )
     run.add_argument(
-        "--set", action="append", default=[], type=_setting, metavar="PLACE=VALUE",
+        "--set", action="append", default=[], type=setting, metavar="PLACE=VALUE",
         help="a setting laid over every experiment: batch_size=4, network_def#encoder_weights=null",
     )  # fmt: skip
     run.set_defaults(run=_run)
@@ -65,13 +67,15 @@ def _add_paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundles", type=Path, metavar="DIR", help="folder of the bundles (default: the shipped ones)")
 
 
-def _count(text: str) -> int:
+def count_of_epochs(text: str) -> int:
+    """Read a count from 1 on, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of epochs; expected a whole number from 1 on")
     return int(text)
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
+    """Read PLACE=VALUE, for argparse; the value is JSON where it can be read so, else text."""
     place, equals, value = text.partition("=")
     if not equals or not place:
         raise argparse.ArgumentTypeError(f"{text!r} is no setting; expected PLACE=VALUE, for example batch_size=4")

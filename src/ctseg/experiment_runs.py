@@ -22,6 +22,7 @@ from ctseg.ledger import Ledger
 from ctseg.registry import BundleInfo
 
 STATE, LOG, REPORT, MODEL = "run.json", "log.txt", "evaluation", "model.pt"
+TRIPTYCHS = "triptychs"  # folder in the report
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
 _OURS = {"dataset_dir", "datalist", "ckpt_dir", "device", "epochs", "resume", "checkpoint", "split", "report_dir"}
 _LONGEST = 400  # characters of a reason
@@ -182,7 +183,16 @@ class _Run:
         report, model = self.folder / REPORT, self.folder / MODEL
         for old in report.glob("*.json") if report.is_dir() else []:
             old.unlink()
-        settings = {"checkpoint": str(model), "split": self.plan.split, "report_dir": str(report)}
+        settings: dict[str, Any] = {"checkpoint": str(model), "split": self.plan.split, "report_dir": str(report)}
+        if bundle.segments:
+            pictures = {
+                "_target_": "ctseg.triptychs.Triptychs",
+                "labels": "@labels",
+                "save_to": str(report / TRIPTYCHS),
+            }
+            settings["validate#additional_metrics#val_triptychs"] = pictures
+            for old in (report / TRIPTYCHS).glob("*.*"):  # of an evaluation on another split
+                old.unlink()
         self._call("evaluation", bundle, ("train", "evaluate"), settings)
         seconds = round(time.perf_counter() - begun, 1)
         self.save(evaluated=dict(done), evaluation_seconds=seconds, patients=self._patients())
