@@ -10,6 +10,7 @@ from typing import Any
 
 from ctseg import (
     __version__,
+    aspectscommand,
     calibrating,
     curves,
     doctor,
@@ -51,6 +52,7 @@ _MORE_COMMANDS = (
     simulation_command,
     turncommand,
     voxelcommand,
+    aspectscommand,
     serving,
     users,
     doctor,
