@@ -43,7 +43,7 @@ def histogram_plot(found: Found) -> bytes:
             right.axvline(bound, color=INK, linewidth=1, linestyle=(0, (1, 2)), label=label)
     for axes in (left, right):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=3)
+            axes.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=2)
     return png(figure)
 
 

@@ -3,7 +3,7 @@
 from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.diffusion import Diffused
-from ctseg.transforms.heads import CropBraind, StraightenHeadd, WindowHeadd
+from ctseg.transforms.heads import CropBraind, StraightenHeadd, WholeHounsfieldd, WindowHeadd
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
 from ctseg.transforms.opening import OpenStudyd
@@ -38,5 +38,6 @@ __all__ = [
     "ToLabelMapd",
     "ToPresenced",
     "ToProbabilityd",
+    "WholeHounsfieldd",
     "WindowHeadd",
 ]
