@@ -16,7 +16,15 @@ import torch
 from helpers_phantoms import f_phantom, oblique_affine, write_nifti
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor
-from monai.transforms import Compose, ConcatItemsd, Lambdad, RandSpatialCropd, ScaleIntensityRanged, ToNumpyd
+from monai.transforms import (
+    Compose,
+    ConcatItemsd,
+    Lambdad,
+    RandCropByPosNegLabeld,
+    RandSpatialCropd,
+    ScaleIntensityRanged,
+    ToNumpyd,
+)
 from PIL import Image
 
 from ctseg import preparedcases
@@ -25,7 +33,7 @@ from ctseg.errors import ConfigError, GeometryError, OutputError
 from ctseg.fingerprints import describe
 from ctseg.preparedcases import HALF_ERROR
 from ctseg.slicecache import SliceCacheDataset, cached_dataset
-from ctseg.transforms import LoadLabeld, LoadVolumed
+from ctseg.transforms import LoadLabeld, LoadVolumed, WholeHounsfieldd, WindowHeadd
 
 TASKS = {"slicewise": "configs/tasks/liver_ct.yaml", "volume": "tests/tasks/phantom_volume.yaml"}
 
@@ -154,11 +162,76 @@ def test_only_the_crop_is_read(
     (file,) = (tmp_path / "cache").glob("*/0.npy")
     whole = int(np.prod(np.load(file, mmap_mode="r").shape))
     for image in seen:
-        assert image.dtype == torch.float16
-        assert image.untyped_storage().nbytes() == 2 * whole  # a view of the whole file, not a copy
+        assert image.dtype == (torch.float16 if kind == "slicewise" else torch.uint8)  # the volume's HU are whole
+        assert image.untyped_storage().nbytes() == image.element_size() * whole  # a view of the whole file, not a copy
         assert image.numel() < whole
         if kind == "slicewise":
             assert image[0].is_contiguous()  # one slice
+
+
+def heads(tmp_path: Path, scale: float = 1.0) -> list[dict[str, Any]]:
+    """Two heads of whole HU with bone, air and labels; `scale` 0.5 makes halves of HU of them."""
+    found = []
+    for number in range(2):
+        rng = np.random.default_rng(number)
+        image = rng.integers(-200, 300, (24, 20, 12)).astype(np.int16)
+        image[:3], image[-3:] = -1024, 3071
+        label = np.zeros(image.shape, np.uint8)
+        label[5:12, 4:12, 3:9] = 1
+        stored = image if scale == 1 else (image * scale).astype(np.float32)
+        paths = {"image": write_nifti(tmp_path / f"h{number}_{scale}.nii.gz", stored, oblique_affine())}
+        paths["label"] = write_nifti(tmp_path / f"l{number}.nii.gz", label, oblique_affine())
+        found.append({"case_id": str(number), "patient": str(number), **{k: str(v) for k, v in paths.items()}})
+    return found
+
+
+def head_steps(window: tuple[int, int], *, scaled: bool = True, whole: bool = False) -> Compose:
+    low, high = window
+    scale = ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True)
+    rounded = [WholeHounsfieldd("image")] if whole else []
+    steps = [LoadVolumed("image"), LoadLabeld("label", labels=["a"]), *rounded, WindowHeadd("image", window)]
+    crop = RandCropByPosNegLabeld(["image", "label"], "label", (8, 8, 6), num_samples=2, image_key="image")
+    return Compose([*steps, *([scale] if scaled else []), crop])
+
+
+@pytest.mark.parametrize(
+    ("window", "scaled", "kept"),
+    [((-124, 130), True, np.uint8), ((-1024, 2000), True, np.int16), ((-124, 130), False, np.int16)],
+)
+def test_whole_hu_are_kept_as_whole_numbers_and_come_back_bit_by_bit(
+    tmp_path: Path, window: tuple[int, int], scaled: bool, kept: type
+) -> None:
+    """A quarter or a half of float32; bone, air and fill are one background, which is 0 in the file and in the item."""
+    cases, steps = heads(tmp_path), head_steps(window, scaled=scaled)
+    plain = Dataset(cases, steps)
+    for stored in ("float16", "float32"):
+        cached = SliceCacheDataset(cases, steps, tmp_path / stored, stored)
+        for seed in (0, 1):
+            for one, other in zip(drawn(plain, seed), drawn(cached, seed), strict=True):
+                assert one["image"].dtype == other["image"].dtype
+                assert torch.equal(one["image"], other["image"]) and torch.equal(one["label"], other["label"])
+                assert other["image"].is_contiguous() and other["label"].is_contiguous()
+    for case in (tmp_path / "float32").glob("*/case.json"):
+        array = np.load(case.parent / "0.npy")  # last axis first
+        assert array.dtype == kept and array.nbytes == 24 * 20 * 12 * np.dtype(kept).itemsize
+        background = array[:, :, :3], array[:, :, -3:]  # air, and bone above the window
+        assert all(len(np.unique(part)) == 1 and part.min() == array.min() for part in background)
+        assert array.min() == (0 if scaled else -124)
+
+
+def test_halves_of_hu_are_no_whole_numbers_unless_rounded(tmp_path: Path) -> None:
+    cases, window = heads(tmp_path, 0.5), (-124, 130)
+    for name, whole, kept in (("a", False, np.float16), ("b", True, np.uint8)):
+        steps = head_steps(window, whole=whole)
+        cached, plain = SliceCacheDataset(cases[:1], steps, tmp_path / name), Dataset(cases[:1], steps)
+        (file,) = (tmp_path / name).glob("*/0.npy")
+        assert np.load(file).dtype == kept
+        pairs = list(zip(drawn(plain, 3), drawn(cached, 3), strict=True))
+        assert len(pairs) == 2
+        for one, other in pairs:
+            assert (one["image"] - other["image"]).abs().max() <= (HALF_ERROR if not whole else 0)
+    rounded = WholeHounsfieldd("image")({"image": torch.tensor([[[[-0.5, 0.49, 0.51, 1e6]]]])})["image"]
+    assert rounded.dtype == torch.int16 and rounded.flatten().tolist() == [0, 0, 1, 32767]
 
 
 def test_the_augmentation_never_writes_into_the_cache(root: Path, tmp_path: Path, cases: list[dict[str, Any]]) -> None:

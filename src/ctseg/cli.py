@@ -10,6 +10,7 @@ from typing import Any
 
 from ctseg import (
     __version__,
+    aspectscommand,
     calibrating,
     curves,
     doctor,
@@ -18,6 +19,7 @@ from ctseg import (
     exportimages_command,
     exportcommand,
     foldcommand,
+    histogramcommand,
     importing,
     preparecommand,
     ratefinder,
@@ -59,6 +61,8 @@ _MORE_COMMANDS = (
     synthheadscommand,
     turncommand,
     voxelcommand,
+    histogramcommand,
+    aspectscommand,
     serving,
     windowcommand,
     users,

@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,38 @@ from monai.data import MetaTensor
 from ctseg.errors import ConfigError, OutputError
 
 SIDECAR = "case.json"
-FORMAT = 1
+FORMAT = 2
 # Half a step of float16 just below 1: what a value between -1 and 1 may be off.
 HALF_ERROR = 2.0**-12
 STORED = ("float16", "float32")
+_LARGEST = 32767  # of 16 bits; the lowest, -32768, is left out so that it goes both ways
 
 
 class Broken(Exception):
     """A prepared case cannot be used; it is made anew."""
 
 
-def write_case(folder: Path, item: Mapping[Any, Any], given: Mapping[Any, Any], origin: Any, stored: str) -> None:
+@dataclass(frozen=True)
+class Before:
+    """What an array was before it was stored.
+
+    Attributes:
+        dtype: its type.
+        divisor: what its stored whole numbers are divided by; None where they are the values themselves.
+    """
+
+    dtype: torch.dtype
+    divisor: float | None = None
+
+
+def write_case(
+    folder: Path,
+    item: Mapping[Any, Any],
+    given: Mapping[Any, Any],
+    origin: Any,
+    stored: str,
+    widths: Mapping[Any, float] | None = None,
+) -> None:
     """Write a prepared case in one step: a reader sees all of it or nothing.
 
     Args:
@@ -42,7 +64,10 @@ def write_case(folder: Path, item: Mapping[Any, Any], given: Mapping[Any, Any], 
         given: the case before them; what is the same is not kept.
         origin: JSON, compared when it is read.
         stored: "float32" keeps floating numbers exactly; "float16" those from -1 to 1 to within `HALF_ERROR`, others
-            exactly. Whole numbers from 0 to 255 are always kept exactly, in 8 bits.
+            exactly. Whole numbers are always kept exactly, in 8 bits from 0 to 255, else in 16 where they fit: HU as
+            CTs state them.
+        widths: key -> width in HU of the window that an image was scaled to 0..1 by. Where its values are whole HU
+            still (no resampling between), these are stored, in 8 or 16 bits, and give back the same bits.
 
     Raises:
         OutputError: when it cannot be written, or the disk is full.
@@ -55,7 +80,8 @@ def write_case(folder: Path, item: Mapping[Any, Any], given: Mapping[Any, Any], 
         plain: dict[str, Any] = {}
         for key, value in item.items():
             if isinstance(value, (torch.Tensor, np.ndarray)):
-                arrays[str(key)] = _write_array(beside / f"{len(arrays)}.npy", value, stored)
+                width = (widths or {}).get(key)
+                arrays[str(key)] = _write_array(beside / f"{len(arrays)}.npy", value, stored, width)
             elif key not in given or given[key] is not value:
                 plain[str(key)] = _to_json(value)
         removed = [str(key) for key in given if key not in item]
@@ -87,10 +113,8 @@ def discard(folder: Path) -> None:
         shutil.rmtree(away, ignore_errors=True)
 
 
-def open_case(
-    folder: Path, given: Mapping[Any, Any], origin: Any = None
-) -> tuple[dict[Any, Any], dict[str, torch.dtype]]:
-    """Return a prepared case whose arrays are mapped, as they are stored, and the type that each had before.
+def open_case(folder: Path, given: Mapping[Any, Any], origin: Any = None) -> tuple[dict[Any, Any], dict[str, Before]]:
+    """Return a prepared case whose arrays are mapped, as they are stored, and what each was before.
 
     Writing into an array changes this mapping only, never the file.
 
@@ -109,20 +133,25 @@ def open_case(
         item = {key: value for key, value in given.items() if str(key) not in content["removed"]}
         item.update({key: _from_json(value) for key, value in content["plain"].items()})
         item.update({key: _read_array(folder, entry) for key, entry in content["arrays"].items()})
-        return item, {key: getattr(torch, entry["dtype"]) for key, entry in content["arrays"].items()}
+        before = {
+            key: Before(getattr(torch, entry["dtype"]), entry.get("divisor"))
+            for key, entry in content["arrays"].items()
+        }
+        return item, before
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise Broken(f"{type(error).__name__}: {error}") from error
 
 
-def restored(item: dict[Any, Any], dtypes: Mapping[str, torch.dtype]) -> dict[Any, Any]:
-    """Return an item of `open_case`, or what was cropped of one, in memory of its own and in the types of before."""
+def restored(item: dict[Any, Any], before: Mapping[str, Before]) -> dict[Any, Any]:
+    """Return an item of `open_case`, or what was cropped of one, in memory of its own and as it was before."""
     result = dict(item)
-    for key, dtype in dtypes.items():
+    for key, was in before.items():
         value = item.get(key)
         if isinstance(value, torch.Tensor):
-            result[key] = value.to(dtype=dtype, memory_format=torch.contiguous_format, copy=True)
+            value = value.to(dtype=was.dtype, memory_format=torch.contiguous_format, copy=True)
+            result[key] = value if was.divisor is None else value.div_(was.divisor)
         elif isinstance(value, np.ndarray):
-            result[key] = np.array(value, dtype=str(dtype).removeprefix("torch."))
+            result[key] = np.array(value, dtype=str(was.dtype).removeprefix("torch."))
     return result
 
 
@@ -155,16 +184,35 @@ def claimed(folder: Path, wait: bool = True) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _write_array(path: Path, value: Any, stored: str) -> dict[str, Any]:
+def _write_array(path: Path, value: Any, stored: str, width: float | None) -> dict[str, Any]:
     """Write one array and return what the sidecar says of it."""
     tensor = value.as_tensor() if isinstance(value, MetaTensor) else torch.as_tensor(value)
     array = tensor.detach().cpu().numpy()
-    kept = np.moveaxis(array.astype(_kept_type(array, stored), copy=False), -1, 0) if array.ndim > 1 else array
-    np.save(path, np.ascontiguousarray(kept), allow_pickle=False)
+    whole = _as_hu(array, width) if width and isinstance(value, torch.Tensor) else None
+    kept = array.astype(_kept_type(array, stored), copy=False) if whole is None else whole
+    np.save(path, np.ascontiguousarray(np.moveaxis(kept, -1, 0) if kept.ndim > 1 else kept), allow_pickle=False)
     entry = {"file": path.name, "bytes": path.stat().st_size, "dtype": str(tensor.dtype).removeprefix("torch.")}
+    if whole is not None:
+        entry["divisor"] = width
     if isinstance(value, MetaTensor):
         return {**entry, "kind": "meta", "meta": _to_json(dict(value.meta))}
     return {**entry, "kind": "tensor" if isinstance(value, torch.Tensor) else "array"}
+
+
+def _as_hu(array: np.ndarray, width: float) -> np.ndarray | None:
+    """The whole HU above a window's lower bound that give every bit of a scaled image back; None where they do not."""
+    if array.dtype.kind != "f" or array.ndim < 2 or not array.size:
+        return None
+    whole = np.empty(array.shape, dtype=np.int16)
+    for k in range(array.shape[-1]):  # slab by slab: bounds the memory, and most others are known by the first
+        slab = np.rint(array[..., k] * width)
+        if not bool((np.abs(slab) <= _LARGEST).all()):  # NaN fails too
+            return None
+        whole[..., k] = slab
+        back = torch.from_numpy(np.ascontiguousarray(whole[..., k]).astype(array.dtype)).div_(width).numpy()
+        if not np.array_equal(back, array[..., k]):
+            return None
+    return whole.astype(np.uint8) if whole.min() >= 0 and whole.max() <= 255 else whole
 
 
 def _kept_type(array: np.ndarray, stored: str) -> np.dtype[Any]:
@@ -172,8 +220,9 @@ def _kept_type(array: np.ndarray, stored: str) -> np.dtype[Any]:
     if array.dtype.kind not in "fiu" or not array.size:
         return array.dtype
     low, high = array.min(), array.max()  # NaN comes through, and fails every comparison
-    if low >= 0 and high <= 255 and (array.dtype.kind != "f" or _is_whole(array)):
-        return np.dtype(np.uint8)
+    if low >= -_LARGEST and high <= _LARGEST and (array.dtype.kind != "f" or _is_whole(array)):
+        small = np.dtype(np.uint8 if low >= 0 and high <= 255 else np.int16)
+        return small if small.itemsize < array.dtype.itemsize else array.dtype
     if stored == "float16" and array.dtype.kind == "f" and low >= -1 and high <= 1:
         return np.dtype(np.float16)
     return array.dtype

@@ -41,7 +41,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _source(volume: Volume) -> dict[str, Any]:
+def source_of(volume: Volume) -> dict[str, Any]:
+    """Return what a report says of its image: file name or series, format and grid, never a path."""
     named = {"series_uid": volume.series_uid} if volume.format == "dicom" else {"file": volume.source.name}
     return {
         **named,
@@ -116,7 +117,7 @@ def build_report(
     Raises:
         OSError: an output cannot be read back.
     """
-    source = _source(prediction.volume)
+    source = source_of(prediction.volume)
     stages = {name: round(float(value), 3) for name, value in seconds.items()}
     return {
         "schema": REPORT_SCHEMA,

@@ -37,9 +37,14 @@ def side_of(name: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
+def without_side(name: str) -> str:
+    """Return a label's name without its side: "M1 left" and "M1_right" are both "M1"."""
+    return " ".join(_SIDE.sub("", name.replace("_", " ")).split())
+
+
 def partners(names: list[str]) -> list[tuple[str, str]]:
     """Return the pairs (left, right) of names that differ in the side alone."""
-    plain = {(side_of(name), tuple(_SIDE.sub("", name.replace("_", " ")).split())): name for name in names}
+    plain = {(side_of(name), without_side(name)): name for name in names}
     lefts = [(rest, name) for (side, rest), name in plain.items() if side == "left"]
     return [(name, plain["right", rest]) for rest, name in lefts if ("right", rest) in plain]
 

@@ -8,7 +8,7 @@ once and written as .npy; an item maps it and reads only the slice or the patch 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from monai.transforms import (
     RandCropByPosNegLabeld,
     RandomizableTrait,
     RandSpatialCropSamplesd,
+    ScaleIntensityRanged,
     SqueezeDimd,
     Transform,
 )
@@ -27,7 +28,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ctseg.errors import ConfigError, CtsegError
 from ctseg.fingerprints import describe, digest, program, source_files
-from ctseg.preparedcases import STORED, Broken, claimed, open_case, restored, write_case
+from ctseg.preparedcases import STORED, Before, Broken, claimed, open_case, restored, write_case
 from ctseg.sentences import said_plainly
 
 # These take a part of an array as it lies, whatever its type: they read nothing but that part (and all of the array
@@ -66,8 +67,10 @@ class SliceCacheDataset(Dataset):
 
     The items are those of MONAI's `Dataset` with the same transforms and random state: with `cache_type` "float32" bit
     by bit; with "float16" images scaled to 0..1 differ by at most 2^-12 (0.06 HU in a window of 255 HU), and what is
-    whole numbers, like labels, not at all. Only a `MetaTensor`'s `applied_operations` before the random part are not
-    kept (ctseg goes back to the source's grid by the affines, not by them).
+    whole numbers, like labels, not at all. Images of whole HU (not resampled, or rounded by `WholeHounsfieldd`) are
+    kept as such, in 16 bits, or in 8 where the window is at most 255 HU wide, and come back bit by bit.
+    Only a `MetaTensor`'s `applied_operations` before the random part are not kept (ctseg goes back to the source's grid
+    by the affines, not by them).
 
     A prepared case is used again only when the deterministic transforms and their settings, the program (MONAI, torch,
     this package) and path, size and time of the last change of the source files are what they were; otherwise, or when
@@ -99,6 +102,7 @@ class SliceCacheDataset(Dataset):
         first = len(steps) if self._random is None else self._random
         self._cropped = next((n for n in range(first, len(steps)) if not _is_crop(steps[n])), len(steps))
         self._steps = digest(describe(list(steps[:first])))
+        self._widths = _widths(steps[:first])
         self._checked = bytearray(len(data))
         self._prepare_all()
 
@@ -148,11 +152,11 @@ class SliceCacheDataset(Dataset):
                     if isinstance(error.__cause__, CtsegError):
                         raise error.__cause__ from error
                     raise
-                write_case(folder, item, given, origin, self.cache_type)
+                write_case(folder, item, given, origin, self.cache_type, self._widths)
                 self._checked[number] = 1
             return free
 
-    def _open(self, number: int) -> tuple[dict[Any, Any], Mapping[str, Any]]:
+    def _open(self, number: int) -> tuple[dict[Any, Any], dict[str, Before]]:
         if self._random == 0:
             return dict(self.data[number]), {}
         folder = self._place(number)
@@ -163,17 +167,28 @@ class SliceCacheDataset(Dataset):
             return open_case(folder, self.data[number])
 
     def _transform(self, index: int) -> Any:
-        item, dtypes = self._open(range(len(self.data))[index])
+        item, before = self._open(range(len(self.data))[index])
         if self._random is None:
-            return restored(item, dtypes)
-        # What a crop looks at as a whole must have its own type: MONAI finds no background in a label of 8 bits.
-        looked_at = {
-            getattr(step, "label_key", None) for step in self.transform.transforms[self._random : self._cropped]
-        }
-        item = restored(item, {key: dtype for key, dtype in dtypes.items() if key in looked_at})
+            return restored(item, before)
+        # What a crop looks at as a whole must be as it was: MONAI finds no background in a label of 8 bits.
+        crops = self.transform.transforms[self._random : self._cropped]
+        looked_at = {getattr(step, key, None) for step in crops for key in ("label_key", "image_key")}
+        item = restored(item, {key: was for key, was in before.items() if key in looked_at})
+        before = {key: Before(was.dtype) if key in looked_at else was for key, was in before.items()}
         part = self.transform(item, start=self._random, end=self._cropped)
-        whole = [restored(one, dtypes) for one in part] if isinstance(part, list) else restored(part, dtypes)
+        whole = [restored(one, before) for one in part] if isinstance(part, list) else restored(part, before)
         return self.transform(whole, start=self._cropped)
+
+
+def _widths(steps: Sequence[Any]) -> dict[str, float]:
+    """Width in HU of the window by which each key is scaled to 0..1 last."""
+    found: dict[str, float] = {}
+    for step in steps:
+        if isinstance(step, ScaleIntensityRanged):
+            scaler = step.scaler
+            if (scaler.b_min, scaler.b_max) == (0.0, 1.0) and scaler.a_max > scaler.a_min:
+                found.update({str(key): float(scaler.a_max - scaler.a_min) for key in step.keys})
+    return found
 
 
 def _is_crop(step: Any) -> bool:

@@ -80,7 +80,9 @@ def read_atlas(folder: str | Path) -> dict[str, tuple[Level, Level]]:
         InputError: no such files, a partner missing, or labels that are not those of the level.
     """
     folder = Path(folder)
-    groups = sorted(path.name[len("cortical_label_") : -len(".nii.gz")] for path in folder.glob("cortical_label_*.nii.gz"))
+    groups = sorted(
+        path.name[len("cortical_label_") : -len(".nii.gz")] for path in folder.glob("cortical_label_*.nii.gz")
+    )
     if not groups:
         raise InputError(
             f"there is no ASPECTS atlas in {folder}: expected cortical_label_GROUP.nii.gz, cortical_image_GROUP.nii.gz "
@@ -231,7 +233,10 @@ def _carry_deep(labels: NDArray[np.uint8], level: Level, template: Template, hei
                 share = 1 - (away / _REACH_MM[value][int(away > 0)]) ** 2
                 if share <= 0.05:
                     continue
-                index = [np.rint(c + (g - c) / max(0.5, np.sqrt(share))).astype(int) for g, c in zip(grid, centre, strict=True)]
+                index = [
+                    np.rint(c + (g - c) / max(0.5, np.sqrt(share))).astype(int)
+                    for g, c in zip(grid, centre, strict=True)
+                ]
                 for axis in (0, 1):
                     np.clip(index[axis], 0, here.shape[axis] - 1, out=index[axis])
                 labels[..., k][own[index[0], index[1]]] = LABEL_OF[value]

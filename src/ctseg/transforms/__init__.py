@@ -4,7 +4,7 @@ from ctseg.transforms.cleaning import CleanUpd
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.diffusion import Diffused
 from ctseg.transforms.flat import LoadFlatd, ResizeSlicesd, SaveFlatMaskd
-from ctseg.transforms.heads import CropBraind, StraightenHeadd, WindowHeadd
+from ctseg.transforms.heads import CropBraind, StraightenHeadd, WholeHounsfieldd, WindowHeadd
 from ctseg.transforms.labels import LoadLabeld, ToLabelMapd
 from ctseg.transforms.loading import LoadVolumed
 from ctseg.transforms.opening import OpenStudyd
@@ -42,5 +42,6 @@ __all__ = [
     "ToLabelMapd",
     "ToPresenced",
     "ToProbabilityd",
+    "WholeHounsfieldd",
     "WindowHeadd",
 ]
