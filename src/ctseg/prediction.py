@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.dependencies import check_dependencies
+from ctseg.dependencies import Find, check_dependencies, sibling
 from ctseg.devices import as_device, inference_device
 from ctseg.errors import BundleError, CtsegError
 from ctseg.quality import Quality, calibrations_of, estimate
@@ -98,6 +98,7 @@ class Predictor:
         bundle: a bundle that is ready: trained, or in need of no weights, and so are those that it needs.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         overrides: values in place of those in the bundle's `inference.json`, e.g. `{"gate": None}`.
+        find: how the bundles that it needs are looked up.
 
     Raises:
         BundleError: when the bundle or one that it needs is untrained, its weights are not the ones it names or do not
@@ -105,7 +106,13 @@ class Predictor:
         DeviceError: when the device is not there.
     """
 
-    def __init__(self, bundle: BundleInfo, device: str = "auto", overrides: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: BundleInfo,
+        device: str = "auto",
+        overrides: Mapping[str, Any] | None = None,
+        find: Find = sibling,
+    ) -> None:
         from monai.bundle import ConfigParser
 
         from ctseg.weights import load_weights
@@ -113,7 +120,7 @@ class Predictor:
         self.bundle = bundle
         self.device = inference_device(device)
         weights = verify_weights(bundle)
-        check_dependencies(bundle)
+        check_dependencies(bundle, find)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
         self._values: dict[str, Any] = dict(parser.get() or {})
