@@ -25,6 +25,7 @@ class StubPredictor:
 
     bundle: Any
     device: str
+    find: Any = None
     busy: bool = field(default=False)
     made = []  # noqa: RUF012 - shared on purpose
     overlaps = []  # noqa: RUF012
@@ -34,8 +35,9 @@ class StubPredictor:
         self.made.append((self.bundle.name, self.device))
         self.alive.append(self)
 
-    def predict(self, source: Path) -> Any:
+    def predict(self, study: Any, progress: Any = None) -> Any:
         """Answer as `ctseg.prediction.Predictor` does, in 20 ms."""
+        source = study.source
         if not str(source).endswith((".nii", ".nii.gz")):
             raise InputError(f"{source} is no image; expected a NIfTI")
         self.overlaps.append(any(one.busy for one in self.alive))
@@ -103,8 +105,7 @@ def build_app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AppUnderTest:
     monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(folder / "sessions"))
     app = load_app_class()(str(app_root()), str(studies), {"bundles": str(bundles)})
-    for task in app._infers.values():
-        task._load = StubPredictor
+    monkeypatch.setattr("ctseg.prediction.Predictor", StubPredictor)
     StubPredictor.made.clear()
     StubPredictor.overlaps.clear()
     return AppUnderTest(app, bundles, studies)

@@ -220,7 +220,7 @@ def test_a_classifier_is_listed_as_such_and_answers_with_a_table(tmp_path: Path,
     app, studies = (one := build_app(tmp_path, monkeypatch)).app, one.studies
     assert app.info()["models"]["zzz_ct_classification"]["type"] == "classification"
     assert app.info()["models"]["aaa_ct_segmentation"]["type"] == "segmentation"
-    app._infers["zzz_ct_classification"]._load = StubClassifier
+    monkeypatch.setattr("ctseg.presence.PresencePredictor", StubClassifier)
     answer = app.infer({"model": "zzz_ct_classification", "image": "case1", "save_label": True})
     assert answer["file"] is None and answer["label"] is None
     assert not list(studies.rglob("*mask*"))

@@ -29,10 +29,10 @@ def add_part_of(bundle: Path, name: str) -> None:
 
 def task_on(root: Path, name: str = COMPOSITE) -> Any:
     """The model of several organs over a folder of bundles."""
-    module = sibling("app_organs")
+    module, networks = sibling("app_organs"), sibling("app_networks").Networks(find_bundles(root), threading.Lock())
     results = root.parent / "results"
     results.mkdir(exist_ok=True)
-    return module.OrgansTask(name, module.Networks(find_bundles(root), threading.Lock()), results)
+    return module.OrgansTask(name, networks, results)
 
 
 def test_only_what_can_run_is_usual_and_it_changes_without_a_restart(tmp_path: Path) -> None:

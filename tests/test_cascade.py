@@ -72,7 +72,9 @@ def test_the_server_gives_the_same_voxels(bundles: Path, ct: Path, mask: np.ndar
     pytest.importorskip("monailabel", reason="MONAI Label is not installed")
     from helpers_app import sibling
 
-    task = sibling("app_infer").SegmentationTask(get_bundle(SECOND, bundles), tmp_path, threading.Lock())
+    info = get_bundle(SECOND, bundles)
+    networks = sibling("app_networks").Networks({SECOND: info}, threading.Lock())
+    task = sibling("app_infer").SegmentationTask(info, tmp_path, networks)
     file, answer = task({"image": str(ct), "device": "cpu"})
     assert np.array_equal(np.asarray(nibabel.load(file).dataobj), mask)
     assert answer["slices"] == {"run": 14, "of": 14, "gate": None}

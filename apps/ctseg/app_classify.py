@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app_infer import SegmentationTask, load_classifier, wanted_device
+from app_infer import SegmentationTask, wanted_device
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
 from ctseg.presence_table import table_json
@@ -21,7 +21,7 @@ class ClassificationTask(SegmentationTask):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Describe the bundle; see `SegmentationTask`."""
-        super().__init__(*args, **{"load": load_classifier, **kwargs})
+        super().__init__(*args, **kwargs)
         self.type = InferType.CLASSIFICATION
 
     def __call__(self, request: dict[str, Any]) -> tuple[None, dict[str, Any]]:  # type: ignore[override]
@@ -42,8 +42,7 @@ class ClassificationTask(SegmentationTask):
         bundle = self._bundle()
         if not bundle.ready:
             verify_weights(bundle)  # raises the sentence that says what to do
-        with self._lock:
-            found = self._predictor(bundle, device).predict(Path(request["image"]))
+        found = self._networks.classify(bundle, Path(request["image"]), device)
         table = table_json(found)
         seconds = {stage: round(value, 3) for stage, value in found.seconds.items()}
         present = [organ["name"] for organ in table["organs"] if organ["found"]]

@@ -1,44 +1,28 @@
-"""The inference task: the same `Predictor` as the command line, loaded once and kept."""
+"""The inference task: the same networks as the command line, loaded once and kept (`app_networks`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app_networks import Networks
 from app_results import wanted_dtype, wanted_extension, write_result
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
-from ctseg.dependencies import dependency_problem
 from ctseg.devices import inference_device
 from ctseg.errors import BundleError, DeviceError
 from ctseg.organs import measure_organs
 from ctseg.quality import summary
-from ctseg.registry import BundleInfo, fingerprint, get_bundle, verify_weights
+from ctseg.registry import BundleInfo, get_bundle, verify_weights
 
 if TYPE_CHECKING:
-    from ctseg.prediction import Prediction, Predictor
+    from ctseg.prediction import Prediction
 
 logger = logging.getLogger(__name__)
-
-
-def load_predictor(info: BundleInfo, device: str) -> Predictor:
-    """Load a bundle's network and weights."""
-    from ctseg.prediction import Predictor
-
-    return Predictor(info, device)
-
-
-def load_classifier(info: BundleInfo, device: str) -> Any:
-    """Load the network and weights of a bundle that classifies: a `ctseg.presence.PresencePredictor`."""
-    from ctseg.presence import PresencePredictor
-
-    return PresencePredictor(info, device)
 
 
 def wanted_device(asked: Any) -> str:
@@ -61,30 +45,18 @@ def wanted_device(asked: Any) -> str:
 class SegmentationTask(InferTask):
     """One bundle. It is listed trained or not, and looks for its weights anew at each request."""
 
-    def __init__(
-        self,
-        info: BundleInfo,
-        results: Path,
-        lock: threading.Lock,
-        load: Callable[[BundleInfo, str], Predictor] = load_predictor,
-        in_use: Callable[[BundleInfo], BundleInfo] = lambda bundle: bundle,
-    ) -> None:
+    def __init__(self, info: BundleInfo, results: Path, networks: Networks) -> None:
         """Describe the bundle; nothing is loaded yet.
 
         Args:
             info: the bundle.
             results: folder for the masks that are sent.
-            lock: held while a network runs; all tasks share it, because they share the memory and the device.
-            load: makes a predictor of a bundle and a device.
-            in_use: gives the version to take of the bundle, one that was trained here or its own.
+            networks: the loaded networks; they know which version to take of the bundle.
         """
         super().__init__(InferType.SEGMENTATION, info.labels, 3, info.description, {})
         self._folder = info.path
         self._results = results
-        self._lock = lock
-        self._load = load
-        self._in_use = in_use
-        self._loaded: dict[str, tuple[tuple[object, ...], Predictor]] = {}
+        self._networks = networks
         devices = device_list()
         self._config = {"device": devices if "cpu" in devices else [*devices, "cpu"]}
 
@@ -101,7 +73,7 @@ class SegmentationTask(InferTask):
             return {**answer, "description": str(error), "version": "", "trained": False, "status": "broken"}
         answer.update(version=bundle.version, labels=bundle.labels, trained=bundle.trained, status=bundle.status)
         answer.update(description=bundle.description, modality=bundle.modality, evidence=bundle.evidence)
-        if problem := _why_untrained(bundle) if not bundle.ready else dependency_problem(bundle):
+        if problem := _why_untrained(bundle) if not bundle.ready else self._networks.problem(bundle):
             answer["description"] = f"{bundle.description} Not usable yet: {problem}"
         return answer
 
@@ -131,8 +103,7 @@ class SegmentationTask(InferTask):
         bundle = self._bundle()
         if not bundle.ready:
             verify_weights(bundle)  # raises the sentence that says what to do
-        with self._lock:
-            prediction = self._predictor(bundle, device).predict(Path(request["image"]))
+        prediction = self._networks.predict(bundle, Path(request["image"]), device)
         start = time.perf_counter()
         file = write_result(prediction.label_map, prediction.volume, self._results, request)
         end = time.perf_counter()
@@ -141,16 +112,7 @@ class SegmentationTask(InferTask):
         return str(file), answer
 
     def _bundle(self) -> BundleInfo:
-        return self._in_use(get_bundle(self._folder.name, self._folder.parent))
-
-    def _predictor(self, bundle: BundleInfo, device: str) -> Predictor:
-        """Return the kept predictor, or load it when the bundle changed on disk. Called with the lock held."""
-        state = fingerprint(bundle)
-        kept = self._loaded.get(device)
-        if kept is None or kept[0] != state:
-            self._loaded.pop(device, None)  # the old one is freed before the new one is made
-            kept = self._loaded[device] = (state, self._load(bundle, device))
-        return kept[1]
+        return self._networks.in_use(get_bundle(self._folder.name, self._folder.parent))
 
 
 def _why_untrained(bundle: BundleInfo) -> str:

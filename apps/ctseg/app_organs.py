@@ -10,81 +10,23 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from app_infer import described, wanted_device
+from app_networks import Networks
 from app_results import wanted_dtype, wanted_extension, write_result
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list
 
-from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, ConfigError, CtsegError
 from ctseg.organchoice import Selection, choose_organs, combined_bundle, ordered_members
-from ctseg.registry import BundleInfo, find_bundles
-
-if TYPE_CHECKING:
-    from ctseg.prediction import Prediction
+from ctseg.registry import BundleInfo
 
 logger = logging.getLogger(__name__)
 
 _naming = threading.Lock()
-
-
-class Networks:
-    """The loaded networks of the server's bundles, one set for each device, shared by all that segment.
-
-    Args:
-        served: the bundles that are offered.
-        lock: held while a network runs; all tasks share it, because they share the memory and the device.
-        in_use: gives the version to take of a bundle, one that was trained here or its own.
-    """
-
-    def __init__(
-        self,
-        served: Mapping[str, BundleInfo],
-        lock: threading.Lock,
-        in_use: Callable[[BundleInfo], BundleInfo] = lambda bundle: bundle,
-    ) -> None:
-        self._served = frozenset(served)
-        self._root = next(iter(served.values())).path.parent
-        self._lock = lock
-        self._in_use = in_use
-        self._by_device: dict[str, Any] = {}
-        self._making = threading.Lock()
-
-    def bundles(self) -> dict[str, BundleInfo]:
-        """Return the served bundles as they lie on disk now, and the classifiers, to be known by name."""
-        found = find_bundles(self._root)
-        offered = {name: info for name, info in found.items() if name in self._served or not info.segments}
-        return {name: self._in_use(info) for name, info in offered.items()}
-
-    def load(self, info: BundleInfo, device: str) -> Any:
-        """Return a bundle's network, loaded when first asked for: a `Predictor` or a `PresencePredictor`."""
-        networks = self._on(device)
-        return networks.classifier(info) if info.classifies else networks.segmenter(info)
-
-    def segment(self, image: Path, selection: Selection, device: str) -> Prediction:
-        """Segment one image; requests queue.
-
-        Raises:
-            CtsegError: for an image or a bundle that cannot be used.
-        """
-        from ctseg.api import predict_selection
-
-        try:
-            selection.check_ready()
-        except BundleError as error:  # where the folders lie is no client's business
-            raise BundleError(str(error).replace(str(self._root), "bundles")) from error
-        with self._lock:
-            return predict_selection(image, selection, self._on(device))
-
-    def _on(self, device: str) -> Any:
-        from ctseg.study import Predictors
-
-        with self._making:
-            return self._by_device.setdefault(device, Predictors(device, self._root))
 
 
 def composites_of(bundles: Mapping[str, BundleInfo]) -> list[str]:
@@ -197,7 +139,7 @@ class OrgansTask(InferTask):
 
     def _usual(self, bundles: Mapping[str, BundleInfo]) -> list[str]:
         """The organs of the model whose bundles can run now, in order of priority."""
-        usable = {name: info for name, info in bundles.items() if info.ready and not dependency_problem(info)}
+        usable = {name: info for name, info in bundles.items() if info.ready and not self._networks.problem(info)}
         return ordered_members(usable, self.name)
 
     @staticmethod

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from app_http import private_folder, refused, sentence_for
 from app_infer import wanted_device
-from app_organs import Networks, selection_of
+from app_networks import Networks
+from app_organs import selection_of
 from app_studies import checked_tag, locate_image
 from app_uploads import json_field, multipart, stored_file
 from fastapi import Depends, Response

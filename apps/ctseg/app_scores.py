@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from app_http import refused
+from app_networks import Networks
+from app_scoring import Scoring, read_scoring
 from fastapi import Depends
 from fastapi.routing import APIRoute
 from monailabel.config import settings
@@ -17,85 +19,84 @@ from monailabel.interfaces.datastore import Datastore
 
 from ctseg.acquisition import ScoreBook, Scorer
 from ctseg.devices import inference_device
-from ctseg.errors import CtsegError
+from ctseg.errors import ConfigError, CtsegError
+from ctseg.quality import calibrations_of, estimated, summary
 from ctseg.registry import BundleInfo, get_bundle
 from ctseg.strategies import CaseScore
 
-if TYPE_CHECKING:
-    from ctseg.prediction import Predictor
-
 logger = logging.getLogger(__name__)
-
-RUNS = 3  # of the network beside the plain one, where a strategy compares several
-FILE = "scores.json"
 
 
 class BackgroundScores:
-    """The scores of one bundle's unlabelled cases; a thread computes them once somebody has asked.
+    """The scores of one bundle's unlabelled cases in one way; a thread computes them once somebody has asked.
 
     Args:
         bundle: gives the version in use.
-        load: makes or returns a loaded network.
+        networks: the loaded networks.
         store: the studies.
         folder: where the scores are kept.
+        scoring: the way.
     """
 
     def __init__(
         self,
         bundle: Callable[[], BundleInfo],
-        load: Callable[[BundleInfo, str], Predictor],
+        networks: Networks,
         store: Callable[[], Datastore],
         folder: Path,
+        scoring: Scoring,
     ) -> None:
         self._bundle = bundle
-        self._load = load
+        self._networks = networks
         self._store = store
         self._folder = folder
-        self._runs = 0
+        self.scoring = scoring
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._book: ScoreBook | None = None
         self.failed: dict[str, str] = {}
+        self.problem = ""  # why this network cannot be asked in this way
         self.idle = threading.Event()  # set while there is nothing to do
 
-    def start(self, runs: int = 0) -> None:
-        """Begin, or look again now.
-
-        Args:
-            runs: of the network for each image beside the plain one; once asked for, every case gets them.
-        """
+    def start(self) -> None:
+        """Begin, or look again now."""
         with self._lock:
-            self._runs = max(self._runs, runs)
             self.idle.clear()
             self._wake.set()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="ctseg-scores", daemon=True)
                 self._thread.start()
 
-    def known(self, cases: Sequence[str], runs: int = 0) -> dict[str, CaseScore]:
+    def known(self, cases: Sequence[str]) -> dict[str, CaseScore]:
         """Return the scores of cases that are known for the network in use."""
         try:
             book, store = self._current_book(), self._store()
         except CtsegError:
             return {}
         found = {case: book.get(case, _state(store, case)) for case in cases}
-        return {case: score for case, score in found.items() if score and (score.disagreement or not runs)}
+        return {case: score for case, score in found.items() if score}
 
     def told(self) -> dict[str, Any]:
-        """Return what is shown: every known score without its features, what is left, and what could not be scored."""
+        """Return what is shown: every known score without its features, what is left, and what could not be scored.
+
+        A score's `quality` is the estimate that an inference's answer has, made of the same probabilities.
+        """
         bundle, store = self._bundle(), self._store()
+        lines = calibrations_of(bundle.quality, bundle.name)
         cases = store.get_unlabeled_images()
         known = self.known(cases)
         return {
             "model": bundle.name,
             "version": bundle.version,
+            **asdict(self.scoring),
             "scored": {
-                case: {key: value for key, value in asdict(score).items() if key not in ("case_id", "features")}
+                case: {**shown(score), "quality": summary(estimated(score.expected_dice, lines))}
                 for case, score in sorted(known.items())
             },
             "left": sorted(set(cases) - known.keys() - self.failed.keys()),
             "failed": dict(self.failed),
+            "problem": self.problem,
             "running": self._thread is not None and not self.idle.is_set(),
         }
 
@@ -103,8 +104,9 @@ class BackgroundScores:
         bundle = self._bundle()
         version = f"{bundle.version} {bundle.weights_sha256 or 'own'}"
         if self._book is None or self._book.version != version:
-            self._book = ScoreBook(self._folder / FILE, version)
+            self._book = ScoreBook(self._folder / self.scoring.file, version)
             self.failed.clear()
+            self.problem = ""
         return self._book
 
     def _work(self) -> None:
@@ -123,16 +125,23 @@ class BackgroundScores:
         bundle = self._bundle()
         if not bundle.ready:
             return False
-        book, store, runs = self._current_book(), self._store(), self._runs
+        book, store = self._current_book(), self._store()
+        if self.problem:
+            return False
         cases = store.get_unlabeled_images()
-        known = self.known(cases, runs)
+        known = self.known(cases)
         case = next((case for case in sorted(cases) if case not in known and case not in self.failed), None)
         if case is None:
             return False
         try:
-            state = _state(store, case)
-            scorer = Scorer(self._load(bundle, inference_device()), runs=runs)
-            book.put(scorer(case, [Path(store.get_image_uri(case))]), state)
+            state, device = _state(store, case), inference_device()
+            scorer = Scorer(self._networks.load(bundle, device), self.scoring.way, self.scoring.runs)
+            study = self._networks.study(Path(store.get_image_uri(case)), bundle.modality, device)
+            book.put(scorer(case, [study]), state)
+        except ConfigError as error:  # of the network, such as dropout asked of one that has none
+            self.problem = str(error)
+            logger.warning("Nothing is scored with %s: %s", bundle.name, error)
+            return False
         except CtsegError as error:
             self.failed[case] = str(error)
             logger.warning("Case %s is not scored: %s", case, error)
@@ -148,6 +157,11 @@ def _state(store: Datastore, case: str) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
+def shown(score: CaseScore) -> dict[str, Any]:
+    """Return a score as JSON, without what nobody reads."""
+    return {key: value for key, value in asdict(score).items() if key not in ("case_id", "features")}
+
+
 def _is_series(case: str) -> bool:
     return bool(case) and set(case) <= set("0123456789.")
 
@@ -158,29 +172,36 @@ class AllScores:
     Args:
         bundles: those that are served.
         in_use: gives a bundle's version in use.
-        networks: the loaded networks, with `load(bundle, device)`.
+        networks: the loaded networks.
         store: gives the studies.
         folder: gives the folder of the trainings; None where there is none to keep scores in.
+        usual: how cases are scored when nothing else is asked for.
     """
 
     def __init__(
         self,
         bundles: Mapping[str, BundleInfo],
         in_use: Callable[[BundleInfo], BundleInfo],
-        networks: Any,
+        networks: Networks,
         store: Callable[[], Datastore],
         folder: Callable[[], Path | None],
+        usual: Scoring,
     ) -> None:
         self._bundles = {name: info for name, info in bundles.items() if info.segments and info.needs_weights}
         self._in_use = in_use
         self._networks = networks
         self._store = store
         self._folder = folder
+        self.usual = usual
         self._lock = threading.Lock()
-        self._made: dict[str, BackgroundScores] = {}
+        self._made: dict[tuple[str, Scoring], BackgroundScores] = {}
 
-    def get(self, model: str | None) -> BackgroundScores | None:
+    def get(self, model: str | None, scoring: Scoring | None = None) -> BackgroundScores | None:
         """Return the scores of a model, for None of the first that can run; None where there is none, or no folder.
+
+        Args:
+            model: its name.
+            scoring: the way; None takes the usual one.
 
         Raises:
             HTTPException: 404 with the known names.
@@ -193,16 +214,17 @@ class AllScores:
         if name not in self._bundles:
             known = ", ".join(self._bundles)
             raise refused(404, f"there is no model {name!r} that scores cases; the known ones are: {known}")
-        shipped = self._bundles[name]
+        shipped, key = self._bundles[name], (name, scoring or self.usual)
         with self._lock:
-            if name not in self._made:
-                self._made[name] = BackgroundScores(
+            if key not in self._made:
+                self._made[key] = BackgroundScores(
                     lambda: self._in_use(get_bundle(shipped.name, shipped.path.parent)),
-                    self._networks.load,
+                    self._networks,
                     self._store,
                     folder / name,
+                    key[1],
                 )
-            return self._made[name]
+            return self._made[key]
 
     def forget(self) -> None:
         """Begin anew, as a server that was started again; what is on disk stays."""
@@ -215,9 +237,12 @@ def score_routes(scores: AllScores) -> list[APIRoute]:
 
     user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 
-    def show_scores(model: str, user: Any = user) -> dict[str, Any]:
+    def show_scores(model: str, way: str = "", runs: str = "", user: Any = user) -> dict[str, Any]:
         """Show what a model does not know of each case without a label."""
-        found = scores.get(model)
+        try:
+            found = scores.get(model, read_scoring(way, runs, scores.usual))
+        except ConfigError as error:
+            raise refused(400, str(error)) from error
         if found is None:
             raise refused(404, f"the cases are not scored here: there is no folder to keep {model}'s scores in")
         found.start()

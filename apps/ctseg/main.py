@@ -24,12 +24,14 @@ from app_dicom_infer import use_our_dicom_seg
 from app_dicom_labels import known_entries
 from app_http import harden, private_folder, refused, sentence_for, starts_a_server
 from app_infer import SegmentationTask
-from app_organs import Networks, organ_tasks
+from app_networks import Networks
+from app_organs import organ_tasks
 from app_predict import predict_routes
 from app_proxy import proxy_routes
 from app_routes import own_routes
 from app_sampling import BatchSegmentation, FirstCase, RandomCase
 from app_scores import AllScores, score_routes
+from app_scoring import scoring_of
 from app_sessions import PrivateSessions, session_routes
 from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
 from app_threads import stock_routes
@@ -70,6 +72,7 @@ class CtsegApp(MONAILabelApp):
         try:
             self._bundles = choose_bundles(conf)
             access = read_access(conf)
+            self._scoring = scoring_of(conf)
             if starts_a_server():
                 listen_safely(live_config(), sys.argv[1:], access.users)
         except CtsegError as error:
@@ -140,13 +143,12 @@ class CtsegApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """One task for each bundle, trained or not, and for several together; they share networks and a lock."""
-        lock = threading.Lock()
-        self._networks = Networks(self._bundles, lock, self._in_use)
-        self._scores = AllScores(self._bundles, self._in_use, self._networks, self.datastore, self._data_folder)
+        self._networks = Networks(self._bundles, threading.Lock(), self._in_use)
+        self._scores = AllScores(
+            self._bundles, self._in_use, self._networks, self.datastore, self._data_folder, self._scoring
+        )
         tasks: dict[str, InferTask] = {
-            name: (ClassificationTask if info.classifies else SegmentationTask)(
-                info, self._private, lock, load=self._networks.load, in_use=self._in_use
-            )
+            name: (ClassificationTask if info.classifies else SegmentationTask)(info, self._private, self._networks)
             for name, info in self._bundles.items()
         }
         several = organ_tasks(self._bundles, self._networks, self._private)
@@ -165,7 +167,7 @@ class CtsegApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which case is offered next."""
-        return {"random": RandomCase(), "first": FirstCase(), **scored_strategies(self._scores.get)}
+        return {"random": RandomCase(), "first": FirstCase(), **scored_strategies(self._scores)}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """Scores that are computed on demand."""

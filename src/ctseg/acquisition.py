@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg.files import write_beside
+from ctseg.quality import expected_dice
 from ctseg.strategies import CaseScore
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ctseg.prediction import Predictor
+    from ctseg.prediction import Predictor, StudyLike
     from ctseg.volume import Volume
 
     Run = Callable[[torch.Tensor], torch.Tensor]
 
 _DIGITS = 5
+_FIELDS = CaseScore.__dataclass_fields__.keys()
 
 
 class Scorer:
@@ -39,7 +41,7 @@ class Scorer:
         self.way = way
         self.runs = runs
 
-    def __call__(self, case_id: str, sources: Sequence[str | Path | Volume]) -> CaseScore:
+    def __call__(self, case_id: str, sources: Sequence[str | Path | Volume | StudyLike]) -> CaseScore:
         """Score a case of one image or several (slices of one patient): entropies and features are averaged.
 
         Raises:
@@ -70,31 +72,35 @@ def score_image(
         deepest_features,
         disagreement,
         foreground_entropy,
-        foreground_voxels,
         mean_logits,
+        organ_sums,
         several_runs,
     )
 
     with deepest_features(network) as passed:
         plain = run(image)[0]
     more = [one[0] for one in several_runs(run, network, image, way, runs)] if runs else []
-    told = mean_logits([plain, *more]) if more else plain
+    sums = organ_sums(plain, entropy=not more)  # of the plain run: the mask that an annotator would get
+    entropy = foreground_entropy(mean_logits([plain, *more])) if more else [one.entropy for one in sums]
+    expected = {name: expected_dice(one.overlap) for name, one in zip(names, sums, strict=True)}
     features = (sum(part.sum(axis=0) for part in passed) / sum(len(part) for part in passed)) if passed else ()
     return CaseScore(
         "",
-        dict(zip(names, foreground_entropy(told), strict=True)),
-        dict(zip(names, foreground_voxels(plain), strict=True)),
+        dict(zip(names, entropy, strict=True)),
+        {name: one.voxels for name, one in zip(names, sums, strict=True)},
         dict(zip(names, disagreement([plain, *more]), strict=True)) if more else {},
         tuple(round(float(value), _DIGITS) for value in features),
+        {name: value for name, value in expected.items() if value is not None},
     )
 
 
 def pooled(case_id: str, parts: Sequence[CaseScore]) -> CaseScore:
-    """Return one score of several images of a case: voxels added, all else averaged."""
+    """Return one score of several images of a case: voxels added, all else averaged (where it is known)."""
     first = parts[0]
 
     def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        return {name: sum(one[name] for one in values) / len(values) for name in values[0]}
+        known = {name: [one[name] for one in values if name in one] for value in values for name in value}
+        return {name: sum(found) / len(found) for name, found in known.items()}
 
     return CaseScore(
         case_id,
@@ -102,6 +108,7 @@ def pooled(case_id: str, parts: Sequence[CaseScore]) -> CaseScore:
         {name: sum(part.voxels[name] for part in parts) for name in first.voxels},
         mean([part.disagreement for part in parts]),
         tuple(sum(values) / len(parts) for values in zip(*(part.features for part in parts), strict=True)),
+        mean([part.expected_dice for part in parts]),
     )
 
 
@@ -154,7 +161,7 @@ class ScoreBook:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             fits = content["version"] == self.version
             cases: dict[str, dict[str, Any]] = {
-                str(name): entry for name, entry in content["cases"].items() if {"state", "score"} <= entry.keys()
+                str(name): entry for name, entry in content["cases"].items() if entry["score"].keys() == _FIELDS
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}  # scores can always be computed again

@@ -122,7 +122,7 @@ def segment_volume(
     warm = _warm(predictors, device, runtime)
     selection = select(organs, task, warm.root)
     wanted = _codes_of(selection, codes)
-    selection.check_ready()
+    selection.check_ready(warm.find)
     placed: Placed | None = None
     source: Path | Volume
     if isinstance(image, str | Path):
@@ -190,7 +190,7 @@ def segment_slice(
     warm = _warm(predictors, device, runtime)
     selection = select(organs, task, warm.root)
     wanted = _codes_of(selection, codes)
-    selection.check_ready()
+    selection.check_ready(warm.find)
     array, shape = _slices_of(image)
     if spacing is None or len(tuple(spacing)) != 2:
         raise InputError(

@@ -7,7 +7,7 @@ that name is looked for beside the one that needs it, then among the shipped one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from ctseg.errors import BundleError
 from ctseg.registry import BundleInfo, find_bundles, get_bundle, verify_weights
 
 INPUT_ORGAN, GATE = "input_organ", "gate"
+# Gives the bundle of a name that the bundle in a folder needs: `sibling`, or another rule such as the version in use.
+Find = Callable[[str, Path], BundleInfo]
 _KINDS = {INPUT_ORGAN: "a segmenter", GATE: "a classifier"}
 
 
@@ -43,32 +45,37 @@ def dependencies_of(info: BundleInfo) -> tuple[Dependency, ...]:
     return tuple(found)
 
 
-def sibling(name: str, bundle: Path) -> BundleInfo:
-    """Return the bundle of a name that lies beside another one, else the shipped one.
+def sibling(name: str, bundle: Path, root: Path | None = None) -> BundleInfo:
+    """Return the bundle of a name that lies beside another one, else in another folder, else the shipped one.
 
     Args:
         name: of the bundle that is looked for.
         bundle: folder of the bundle that needs it.
+        root: the other folder of bundles; None for none.
 
     Raises:
         BundleError: there is none, or it is broken.
     """
-    beside = Path(bundle).resolve().parent
-    root = beside if name in find_bundles(beside) else None
+    folders = (Path(bundle).resolve().parent, *([root] if root else []))
     try:
-        return get_bundle(name, root)
+        return get_bundle(name, next((folder for folder in folders if name in find_bundles(folder)), None))
     except BundleError as error:
         raise BundleError(f"bundle {Path(bundle).name} needs {name}, but {error}") from error
 
 
-def needed(dependency: Dependency, bundle: Path) -> BundleInfo:
+def needed(dependency: Dependency, bundle: Path, find: Find = sibling) -> BundleInfo:
     """Return the bundle that fills a dependency, trained or not.
+
+    Args:
+        dependency: what is needed.
+        bundle: folder of the bundle that needs it.
+        find: how a name is looked up.
 
     Raises:
         BundleError: it is missing, broken, of the wrong kind, or does not know the organ.
     """
     name = Path(bundle).name
-    info = sibling(dependency.bundle, bundle)
+    info = find(dependency.bundle, bundle)
     fits = info.segments if dependency.role == INPUT_ORGAN else info.classifies
     if not fits:
         found = "a segmenter" if info.segments else "a classifier" if info.classifies else "neither"
@@ -85,34 +92,34 @@ def needed(dependency: Dependency, bundle: Path) -> BundleInfo:
     return info
 
 
-def check_dependencies(info: BundleInfo) -> None:
+def check_dependencies(info: BundleInfo, find: Find = sibling) -> None:
     """Check everything that a bundle needs, and what that needs in turn.
 
     Raises:
         BundleError: naming the bundle that is missing, broken, of the wrong kind, untrained, or needed in a circle.
     """
-    _check(info, ())
+    _check(info, (), find)
 
 
-def _check(info: BundleInfo, way: Sequence[BundleInfo]) -> None:
+def _check(info: BundleInfo, way: Sequence[BundleInfo], find: Find) -> None:
     here = [*way, info]
     if any(earlier.path == info.path for earlier in way):
         circle = " -> ".join(one.name for one in here)
         raise BundleError(f"the bundles need one another in a circle ({circle}); take one of them out of its task")
     for dependency in dependencies_of(info):
         # The circle first: its members may well be untrained too, and that is not what has to be mended.
-        _check(sibling(dependency.bundle, info.path), here)
-        other = needed(dependency, info.path)
+        _check(find(dependency.bundle, info.path), here, find)
+        other = needed(dependency, info.path, find)
         try:
             verify_weights(other)
         except BundleError as error:
             raise BundleError(f"bundle {info.name} needs {other.name}, but {error}") from error
 
 
-def dependency_problem(info: BundleInfo) -> str:
+def dependency_problem(info: BundleInfo, find: Find = sibling) -> str:
     """Return in one sentence what is wrong with what a bundle needs, or "" when nothing is."""
     try:
-        check_dependencies(info)
+        check_dependencies(info, find)
     except BundleError as error:
         return str(error)
     return ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctseg.dependencies import check_dependencies, dependencies_of
+from ctseg.dependencies import Find, check_dependencies, dependencies_of, sibling
 from ctseg.errors import BundleError, ConfigError
 from ctseg.registry import BundleInfo, bundles_root, find_bundles, get_bundle, verify_weights
 
@@ -57,8 +57,11 @@ class Selection:
         """The organs and their codes in the answer, in order of priority."""
         return {choice.name: choice.code for choice in self.choices} or self.bundle.labels
 
-    def check_ready(self) -> None:
+    def check_ready(self, find: Find = sibling) -> None:
         """Refuse before the long work what cannot run. The weights' content is checked when they are loaded.
+
+        Args:
+            find: how the bundles that others need are looked up.
 
         Raises:
             BundleError: a bundle is untrained or broken, its weights are missing, or what it needs cannot run.
@@ -66,7 +69,7 @@ class Selection:
         for info in self.bundles:
             if not info.ready:
                 verify_weights(info)
-            check_dependencies(info)
+            check_dependencies(info, find)
 
 
 def select(organs: Sequence[str] | None = None, task: str | Path | None = None, root: Path | None = None) -> Selection:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.dependencies import check_dependencies
+from ctseg.dependencies import Find, check_dependencies, sibling
 from ctseg.devices import as_device, inference_device
 from ctseg.errors import BundleError, CtsegError
 from ctseg.items import volume_of
@@ -101,7 +101,11 @@ class Predictor:
         bundle: a bundle that is ready: trained, or in need of no weights, and so are those that it needs.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         overrides: values in place of those in the bundle's `inference.json`, e.g. `{"gate": None}`.
+<<<<<<< HEAD
         runtime: "torch", "onnx", "openvino" or "auto" (`ctseg.runtimes`).
+=======
+        find: how the bundles that it needs are looked up.
+>>>>>>> loop
 
     Raises:
         BundleError: when the bundle or one that it needs is untrained, its weights are not the ones it names or do not
@@ -114,7 +118,11 @@ class Predictor:
         bundle: BundleInfo,
         device: str = "auto",
         overrides: Mapping[str, Any] | None = None,
+<<<<<<< HEAD
         runtime: str = "torch",
+=======
+        find: Find = sibling,
+>>>>>>> loop
     ) -> None:
         from monai.bundle import ConfigParser
 
@@ -124,7 +132,7 @@ class Predictor:
         self.bundle = bundle
         self.device = inference_device(device)
         weights = verify_weights(bundle)
-        check_dependencies(bundle)
+        check_dependencies(bundle, find)
         parser = ConfigParser()
         parser.read_config(bundle.path / "configs" / "inference.json")
         self._values: dict[str, Any] = dict(parser.get() or {})

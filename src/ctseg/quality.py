@@ -19,8 +19,6 @@ from ctseg.errors import BundleError
 if TYPE_CHECKING:
     import torch
 
-_CHUNK = 16  # slices of the last axis at once: probabilities of a whole volume would double its memory
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -69,26 +67,9 @@ def overlap_sums(logits: torch.Tensor) -> list[tuple[float, float, float]]:
         logits: (C, ...): one organ's logit, or background and organs. Voxels with the lowest float were not run and
             count as certain background.
     """
-    channels = logits.shape[0]
-    sums = [[0.0, 0.0, 0.0] for _ in range(max(1, channels - 1))]
-    plain = logits.as_tensor() if hasattr(logits, "as_tensor") else logits
-    for part in plain.split(_CHUNK, dim=-1):
-        if channels == 1:
-            pairs = [(part[0].float().sigmoid(), part[0] > 0)]
-        else:
-            probabilities, chosen = part.float().softmax(dim=0), part.argmax(dim=0)
-            pairs = [(probabilities[index], chosen == index) for index in range(1, channels)]
-        for total, (probability, mask) in zip(sums, pairs, strict=True):
-            total[0] += float(probability[mask].sum(dtype=_double()))
-            total[1] += float(probability.sum(dtype=_double()))
-            total[2] += float(mask.sum())
-    return [(a, b, c) for a, b, c in sums]
+    from ctseg.uncertainty import organ_sums
 
-
-def _double() -> torch.dtype:
-    import torch
-
-    return torch.float64
+    return [sums.overlap for sums in organ_sums(logits, entropy=False)]
 
 
 def expected_dice(sums: tuple[float, float, float]) -> float | None:
@@ -107,13 +88,21 @@ def estimate(
         labels: names of the organs, in the order of the channels.
         calibrations: by name of the organ, from `calibrations_of`.
     """
+    found = {name: expected_dice(sums) for name, sums in zip(labels, overlap_sums(logits), strict=True)}
+    return estimated({name: value for name, value in found.items() if value is not None}, calibrations)
+
+
+def estimated(expected: Mapping[str, float], calibrations: Mapping[str, Calibration]) -> dict[str, Quality]:
+    """Return the quality of organs whose expected Dice is known.
+
+    Args:
+        expected: organ -> expected Dice.
+        calibrations: as for `estimate`.
+    """
     found = {}
-    for name, sums in zip(labels, overlap_sums(logits), strict=True):
-        expected = expected_dice(sums)
-        if expected is None:
-            continue
+    for name, value in expected.items():
         line = calibrations.get(name)
-        found[name] = Quality(expected, line.dice(expected), line.error) if line else Quality(expected)
+        found[name] = Quality(value, line.dice(value), line.error) if line else Quality(value)
     return found
 
 

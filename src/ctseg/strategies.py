@@ -32,6 +32,7 @@ class CaseScore:
         voxels: organ -> how many voxels the network gives it.
         disagreement: organ -> 1 - mean Dice between runs; empty where there was one run only.
         features: of the encoder, pooled; empty where they were not taken.
+        expected_dice: organ -> the Dice that the network expects of its mask (`ctseg.quality`); those it found only.
     """
 
     case_id: str
@@ -39,6 +40,7 @@ class CaseScore:
     voxels: Mapping[str, int] = field(default_factory=dict)
     disagreement: Mapping[str, float] = field(default_factory=dict)
     features: tuple[float, ...] = ()
+    expected_dice: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

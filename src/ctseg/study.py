@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ctseg.dependencies import sibling
 from ctseg.errors import BundleError, InputError
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, fingerprint, get_bundle
@@ -52,12 +53,21 @@ class Predictors:
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         root: folder of the bundles that names are looked up in; None takes the shipped ones.
         runtime: what runs the networks: "torch", "onnx", "openvino" or "auto" (`ctseg.runtimes`).
+        in_use: gives the version to take of a bundle that is asked for by name, as another one's input or gate too.
+            Then one network is kept for each name, that of the version asked for last; None keeps one for each folder.
     """
 
-    def __init__(self, device: str = "auto", root: Path | None = None, runtime: str = "torch") -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        root: Path | None = None,
+        runtime: str = "torch",
+        in_use: Callable[[BundleInfo], BundleInfo] | None = None,
+    ) -> None:
         self.device = device
         self.root = root
         self.runtime = runtime
+        self._in_use = in_use
         self._segmenters: _Once[Predictor] = _Once()
         self._classifiers: _Once[PresencePredictor] = _Once()
 
@@ -67,7 +77,23 @@ class Predictors:
         Raises:
             BundleError: there is none of that name, or it is broken.
         """
-        return name if isinstance(name, BundleInfo) else get_bundle(name, self.root)
+        if isinstance(name, BundleInfo):
+            return name
+        found = get_bundle(name, self.root)
+        return self._in_use(found) if self._in_use is not None and isinstance(name, str) else found
+
+    def find(self, name: str, bundle: Path) -> BundleInfo:
+        """Return the bundle of a name that the bundle in a folder needs, in its version in use.
+
+        Raises:
+            BundleError: as `ctseg.dependencies.sibling`.
+        """
+        found = sibling(name, bundle, self.root)
+        return found if self._in_use is None else self._in_use(found)
+
+    def _key(self, info: BundleInfo) -> tuple[Hashable, object]:
+        """What a network is kept by, and the state in which it is still the bundle's."""
+        return info.path if self._in_use is None else info.name, (info.path, fingerprint(info))
 
     def segmenter(self, name: Bundle) -> Predictor:
         """Return the loaded network of a bundle that answers with a mask.
@@ -84,8 +110,9 @@ class Predictors:
             )
         from ctseg.prediction import Predictor
 
+        key, state = self._key(info)
         return self._segmenters.get(
-            info.path, lambda: Predictor(info, self.device, runtime=self.runtime), fingerprint(info)
+            key, lambda: Predictor(info, self.device, runtime=self.runtime, find=self.find), state
         )
 
     def classifier(self, name: Bundle) -> PresencePredictor:
@@ -103,9 +130,8 @@ class Predictors:
             )
         from ctseg.presence import PresencePredictor
 
-        return self._classifiers.get(
-            info.path, lambda: PresencePredictor(info, self.device, runtime=self.runtime), fingerprint(info)
-        )
+        key, state = self._key(info)
+        return self._classifiers.get(key, lambda: PresencePredictor(info, self.device, runtime=self.runtime), state)
 
 
 class Study:
@@ -162,6 +188,10 @@ class Study:
             )
         predictor = self.predictors.segmenter(info)
         return self._predictions.get(info.path, lambda: predictor.predict(self, progress))
+
+    def find(self, name: str, bundle: Path) -> BundleInfo:
+        """Return the bundle of a name that the bundle in a folder needs; see `Predictors.find`."""
+        return self.predictors.find(name, bundle)
 
     def presence(self, bundle_name: Bundle) -> SlicePresence:
         """Return a classifier's result on this study, slice by slice.

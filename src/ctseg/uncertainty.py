@@ -1,7 +1,8 @@
 """What a network does not know about an image: entropy within each organ, disagreement of several runs, features.
 
-Every number is of one organ and of the region where the network takes the organ to be possible: the mean over a whole
-volume says nothing of a small organ, since almost all of it is certain background.
+One pass over the probabilities (`organ_sums`) gives what the strategies choose by and what the estimate of a mask's
+quality is made of (`ctseg.quality`). Every number is of one organ and of the region where the network takes the organ
+to be possible: the mean over a whole volume says nothing of a small organ, since almost all of it is certain background.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,22 +28,63 @@ _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Feature
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class OrganSums:
+    """Sums over the voxels of an image, of one organ: p is its probability, m the network's own mask.
+
+    Attributes:
+        bits: of the entropy of "organ or not", over the voxels where the organ is possible.
+        possible: how many voxels these are.
+        common: sum(p m).
+        probable: sum(p).
+        voxels: sum(m).
+    """
+
+    bits: float
+    possible: int
+    common: float
+    probable: float
+    voxels: int
+
+    @property
+    def entropy(self) -> float:
+        """Mean entropy in bits where the organ is possible; 0 where it is nowhere."""
+        return self.bits / self.possible if self.possible else 0.0
+
+    @property
+    def overlap(self) -> tuple[float, float, float]:
+        """(sum(p m), sum(p), sum(m)), of which `ctseg.quality.expected_dice` is made."""
+        return self.common, self.probable, float(self.voxels)
+
+
+def organ_sums(logits: torch.Tensor, possible: float = POSSIBLE, entropy: bool = True) -> list[OrganSums]:
+    """Return the sums of each organ, in one pass over the probabilities.
+
+    Args:
+        logits: (C, ...): one organ's logit, or background and organs. Voxels with the lowest float were not run and
+            count as certain background.
+        possible: least probability of a voxel whose entropy counts.
+        entropy: False leaves it out, where nobody asks for it.
+    """
+    totals = np.zeros((max(1, logits.shape[0] - 1), 5))
+    for part in _plain(logits).split(_CHUNK, dim=-1):
+        for total, p, mask in zip(totals, _probabilities(part), organ_masks(part), strict=True):
+            if entropy:
+                q = p[p >= possible].double()
+                bits = -(torch.special.xlogy(q, q) + torch.special.xlogy(1 - q, 1 - q)) / math.log(2)
+                total[:2] += float(bits.sum()), q.numel()
+            total[2:] += float(p[mask].sum(dtype=torch.float64)), float(p.sum(dtype=torch.float64)), int(mask.sum())
+    return [OrganSums(a, int(b), c, d, int(e)) for a, b, c, d, e in totals.tolist()]
+
+
 def foreground_entropy(logits: torch.Tensor, possible: float = POSSIBLE) -> list[float]:
     """Return for each organ the mean entropy, in bits, of "organ or not" where the organ is possible; 0 where nowhere.
 
     Args:
-        logits: (C, ...): one organ's logit, or background and organs.
+        logits: as for `organ_sums`.
         possible: least probability of a voxel that counts.
     """
-    organs = max(1, logits.shape[0] - 1)
-    totals = np.zeros((organs, 2))
-    for part in _plain(logits).split(_CHUNK, dim=-1):
-        for index, probability in enumerate(_probabilities(part)):
-            p = probability[probability >= possible].double()
-            q = 1 - p
-            bits = -(torch.special.xlogy(p, p) + torch.special.xlogy(q, q)) / math.log(2)
-            totals[index] += float(bits.sum()), p.numel()
-    return [total / count if count else 0.0 for total, count in totals]
+    return [sums.entropy for sums in organ_sums(logits, possible)]
 
 
 def foreground_voxels(logits: torch.Tensor) -> list[int]:

@@ -66,10 +66,8 @@ def _app(orthanc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
     bundles = tmp_path / "bundles"
     conf = {"bundles": str(bundles if bundles.exists() else _bundles(bundles)), "data": str(tmp_path / name)}
-    app = load_app_class()(str(app_root()), orthanc.address, conf)
-    for task in app._infers.values():
-        task._load = StubPredictor
-    return app
+    monkeypatch.setattr("ctseg.prediction.Predictor", StubPredictor)
+    return load_app_class()(str(app_root()), orthanc.address, conf)
 
 
 @pytest.fixture

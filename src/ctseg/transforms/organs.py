@@ -102,7 +102,7 @@ class AddOrgansd(MapTransform):
                 f"The input organ {organ!r} has no bundle that segments it: expected one in organ_bundles, which names "
                 f"{', '.join(self.bundles) or 'none'}; add it there."
             )
-        info = needed(Dependency(self.bundles[organ], INPUT_ORGAN, (organ,)), self.bundle_root)
+        info = needed(Dependency(self.bundles[organ], INPUT_ORGAN, (organ,)), self.bundle_root, item["study"].find)
         start = time.perf_counter()
         found = item["study"].prediction(info)
         waited[info.name] = waited.get(info.name, 0.0) + time.perf_counter() - start
@@ -173,7 +173,7 @@ class GateSlicesd(MapTransform):
         item = dict(data)
         if self.gate is None:
             return item
-        info = needed(Dependency(self.gate, GATE, self.labels), self.bundle_root)
+        info = needed(Dependency(self.gate, GATE, self.labels), self.bundle_root, item["study"].find)
         start = time.perf_counter()
         found = item["study"].presence(info)
         waited = time.perf_counter() - start
