@@ -101,11 +101,8 @@ class Predictor:
         bundle: a bundle that is ready: trained, or in need of no weights, and so are those that it needs.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         overrides: values in place of those in the bundle's `inference.json`, e.g. `{"gate": None}`.
-<<<<<<< HEAD
         runtime: "torch", "onnx", "openvino" or "auto" (`ctseg.runtimes`).
-=======
         find: how the bundles that it needs are looked up.
->>>>>>> loop
 
     Raises:
         BundleError: when the bundle or one that it needs is untrained, its weights are not the ones it names or do not
@@ -118,11 +115,8 @@ class Predictor:
         bundle: BundleInfo,
         device: str = "auto",
         overrides: Mapping[str, Any] | None = None,
-<<<<<<< HEAD
         runtime: str = "torch",
-=======
         find: Find = sibling,
->>>>>>> loop
     ) -> None:
         from monai.bundle import ConfigParser
 
