@@ -61,7 +61,7 @@ class FakePredictor:
     made: ClassVar[list[tuple[str, str]]] = []
     result: ClassVar[Any] = None
 
-    def __init__(self, bundle: BundleInfo, device: str = "auto", runtime: str = "torch") -> None:
+    def __init__(self, bundle: BundleInfo, device: str = "auto", runtime: str = "torch", find: Any = None) -> None:
         self.bundle = bundle
         FakePredictor.made.append((bundle.name, device))
 

@@ -111,4 +111,4 @@ class Networks:
         from ctseg.study import Predictors
 
         with self._making:
-            return self._by_device.setdefault(device, Predictors(device, self._root, self.in_use))
+            return self._by_device.setdefault(device, Predictors(device, self._root, in_use=self.in_use))
