@@ -10,6 +10,7 @@ from typing import Any
 
 from ctseg import (
     __version__,
+    apicommand,
     calibrating,
     curves,
     doctor,
@@ -56,6 +57,7 @@ _MORE_COMMANDS = (
     users,
     doctor,
     exportcommand,
+    apicommand,
 )
 
 
