@@ -117,3 +117,18 @@ def write_all(root: Path) -> dict[str, BundleInfo]:
     folders = [write_pair_bundle(root), write_cube_bundle(root), write_says_bundle(root), write_guided_bundle(root)]
     folders += [root / "core_ct_segmentation", root / "shell_ct_segmentation"]
     return {folder.name.partition("_")[0]: get_bundle(folder) for folder in folders}
+
+
+def write_tint_bundle(root: Path) -> Path:
+    """Write a network for colour pictures, resized to 24 x 32, that marks what is redder than green."""
+    import torch
+
+    network = {"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 1, "kernel_size": 1}
+    label = {"name": "tint", "code": 1, "color": [220, 60, 60], "snomed": {"value": "10200004", "meaning": "tint"}}
+    values = {"base": "flat", "modality": "XC", "labels": [label], "patch": [24, 32], "network": network}
+    bundle = _bundle(root, "tint_xc_segmentation", values)
+    content = io.BytesIO()
+    weight = torch.tensor([20.0, -20.0, 0.0]).reshape(1, 3, 1, 1)
+    torch.save({"weight": weight, "bias": torch.tensor([-5.0])}, content)
+    add_weights(bundle, content.getvalue())
+    return bundle

@@ -19,6 +19,7 @@ from ctseg.cli import main
 from ctseg.errors import BundleError, ConfigError
 from ctseg.exporting import export_bundle
 from ctseg.light.described import read_exported
+from ctseg.light.sessions import Session
 from ctseg.prediction import Predictor
 from ctseg.registry import BundleInfo, get_bundle
 from ctseg.study import Predictors
@@ -83,17 +84,15 @@ def test_the_description_holds_what_inference_needs(folder: Path, bundles: dict[
 
 
 def test_any_batch_and_any_multiple_of_the_size(folder: Path, bundles: dict[str, BundleInfo]) -> None:
-    import onnxruntime
     import torch
 
-    session = onnxruntime.InferenceSession(folder / "pair_ct_segmentation.onnx")
+    session = Session(folder / "pair_ct_segmentation.onnx", "onnx")
     network = Predictor(bundles["pair"], "cpu").network
     for shape in ((1, 1, 8, 40), (5, 1, 52, 12)):
         image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
         with torch.inference_mode():
             expected = network(torch.from_numpy(image)).numpy()
-        (found,) = session.run(None, {"image": image})
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(session(image), expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", ["openvino", "torchscript"])

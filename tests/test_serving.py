@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import socket
@@ -18,7 +19,7 @@ from ctseg.childprocess import Child
 from ctseg.cli import main
 from ctseg.errors import CtsegError, InputError, OutputError
 from ctseg.orthanc import ServingError, dicom_files, find_orthanc
-from ctseg.servingplan import checked_plan, free_port, only_one, server_command
+from ctseg.servingplan import Plan, checked_plan, free_port, only_one, server_command
 from ctseg.users import add_user
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
@@ -275,3 +276,24 @@ def test_users_stand_in_for_a_token(tmp_path: Path) -> None:
     command = server_command(plan)
     assert command[command.index("users") - 1 :][:3] == ["--conf", "users", str(users)]
     assert not checked_plan(str(studies)).needs_token
+
+
+def test_an_app_that_somebody_else_installed_is_linked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everywhere, so the answer to the question is made up; a chroot with another user is not."""
+    app, data = tmp_path / "app", tmp_path / "data"
+    (app / "viewer").mkdir(parents=True)
+    (app / "model").mkdir()
+    (app / "main.py").write_text("first")
+    monkeypatch.setattr(servingplan, "app_root", lambda: app)
+    plan = Plan("nifti", str(tmp_path), data, "127.0.0.1", 8000, "", "cpu", None, None)
+    assert str(app) in server_command(plan)
+    monkeypatch.setattr(servingplan.os, "access", lambda path, mode: path != app)
+    for _ in range(2):  # again over what the last run left
+        command = server_command(plan)
+        assert str(data / "app") in command and str(app) not in command
+        assert sorted(path.name for path in (data / "app").iterdir()) == ["main.py", "viewer"]
+        assert (data / "app" / "main.py").read_text() == "first"
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(OutputError, match="--data"):
+        server_command(dataclasses.replace(plan, data=blocked))

@@ -10,14 +10,15 @@ from typing import Any
 
 from ctseg import (
     __version__,
+    apicommand,
     aspectscommand,
     calibrating,
     curves,
     doctor,
     evaluation_command,
     experiment_command,
-    exportimages_command,
     exportcommand,
+    exportimages_command,
     foldcommand,
     histogramcommand,
     importing,
@@ -68,6 +69,7 @@ _MORE_COMMANDS = (
     users,
     doctor,
     exportcommand,
+    apicommand,
 )
 
 

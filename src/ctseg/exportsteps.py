@@ -137,6 +137,34 @@ def _clean_up(arguments: Arguments) -> Step:
     return {"step": "clean_up", "codes": dict(arguments["codes"]), "rules": rules}
 
 
+def _load_flat(arguments: Arguments) -> Step:
+    window = arguments.get("window")
+    limits = None if window is None else [float(value) for value in window]
+    return {"step": "load_flat", "colours": str(arguments.get("colours", "rgb")), "window": limits}
+
+
+def _crop_sector(arguments: Arguments) -> Step:
+    named = {key: arguments[key] for key in ("level", "smallest", "margin") if key in arguments}
+    return {"step": "crop_sector", **named, "blank": "image" in str(arguments.get("blank") or "")}
+
+
+def _diffuse(arguments: Arguments) -> Step:
+    if arguments.get("kind", "gradient") != "isotropic":
+        raise NeedsTorchError("Diffused of an anisotropic kind, which is ITK's, has no counterpart")
+    return {"step": "diffuse", "time": float(arguments.get("iterations", 5)) * float(arguments.get("time_step", 0.125))}
+
+
+def _standardise(arguments: Arguments) -> Step:
+    if arguments.get("nonzero"):
+        raise NeedsTorchError("NormalizeIntensityd of non-zero values has no counterpart without PyTorch")
+    return {
+        "step": "standardise",
+        "subtrahend": arguments.get("subtrahend"),
+        "divisor": arguments.get("divisor"),
+        "channel_wise": bool(arguments.get("channel_wise", False)),
+    }
+
+
 _PREPARING: dict[str, Callable[[Arguments], Step | None]] = {
     "OpenStudyd": _nothing,
     "LoadVolumed": _nothing,
@@ -149,6 +177,15 @@ _PREPARING: dict[str, Callable[[Arguments], Step | None]] = {
     "DivisiblePadd": lambda arguments: {"step": "pad_to_multiple", "of": _whole(arguments["k"])},
     "SpatialPadd": lambda arguments: {"step": "pad_to", "size": _whole(arguments["spatial_size"])},
     "ResizeWithPadOrCropd": lambda arguments: {"step": "fit", "size": _whole(arguments["spatial_size"])},
+    "LoadFlatd": _load_flat,
+    "CropSectord": _crop_sector,
+    "ResizeSlicesd": lambda arguments: {
+        "step": "resize",
+        "size": _whole(arguments["size"]),
+        "mode": str(_modes(arguments)[0]),
+    },
+    "Diffused": _diffuse,
+    "NormalizeIntensityd": _standardise,
     "AddOrgansd": _organs,
     "GateSlicesd": _gate,
 }
@@ -164,6 +201,7 @@ _FINISHING: dict[str, Callable[[Arguments], Step | None]] = {
     "RemoveSmallPiecesd": lambda arguments: {"step": "small_pieces", "min_ml": float(arguments["min_ml"])},
     "RestoreGridd": _nothing,
     "SaveMaskd": _nothing,
+    "SaveFlatMaskd": _nothing,
     "ToProbabilityd": _nothing,
     "SavePresenced": _nothing,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import os
 import re
 import socket
 import sys
@@ -21,6 +22,7 @@ from ctseg.users import read_users
 
 FOLDER = ".ctseg"  # in the studies: Orthanc's storage, what is fetched from it, logs
 _NIFTI = (".nii.gz", ".nii")
+_MADE_BY_MONAI_LABEL = ("bin", "lib", "logs", "model", "__pycache__")
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def server_command(plan: Plan, address: str | None = None) -> list[str]:
         plan: what is served.
         address: of the private Orthanc, where there is one.
     """
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app_root())]
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(_app_folder(plan.data))]
     command += ["--studies", address or plan.studies, "--host", plan.host, "--port", str(plan.port)]
     conf = {"host": plan.host, "models": plan.models}
     conf["token_file"] = str(plan.token_file) if plan.token_file else ""
@@ -221,3 +223,26 @@ def server_command(plan: Plan, address: str | None = None) -> list[str]:
     for name, value in conf.items():
         command += ["--conf", name, value] if value else []
     return command
+
+
+def _app_folder(data: Path) -> Path:
+    """The app; where this user may not write into it, a folder of links to its files.
+
+    MONAI Label makes folders of its own inside the app's, and does not start where it cannot: in a container, or when
+    somebody else installed it.
+    """
+    app = app_root()
+    if os.access(app, os.W_OK):
+        return app
+    mirror = data / "app"
+    try:
+        mirror.mkdir(parents=True, exist_ok=True)
+        for old in mirror.iterdir():
+            if old.is_symlink():
+                old.unlink()
+        for part in app.iterdir():
+            if part.name not in _MADE_BY_MONAI_LABEL:
+                (mirror / part.name).symlink_to(part)
+    except OSError as error:
+        raise OutputError(f"cannot write into {mirror}: {error.strerror}; name another place with --data") from error
+    return mirror

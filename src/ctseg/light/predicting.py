@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ctseg.errors import BundleError, ConfigError
 from ctseg.gate import Gate
 from ctseg.grids import resample_labels
+from ctseg.items import volume_of
 from ctseg.light.described import Exported
 from ctseg.light.finishing import Labelled, finished
 from ctseg.light.inferring import infer
@@ -94,9 +95,18 @@ class LightPredictor:
         order = np.argsort(places, kind="stable")
         return volume, probability[order], places[order], axis
 
+    def read(self, path: str | Path) -> Volume:
+        """Read an image of the kind that the network looks at: a volume, or a flat image.
+
+        Raises:
+            CtsegError: as `ctseg.items.volume_of`.
+        """
+        info = self.model.info
+        return volume_of(path, {"flat": True}, info.modality) if info.flat else read_volume(path, info.modality)
+
     def _read(self, source: str | Path | Volume, seconds: dict[str, float]) -> Volume:
         start = time.perf_counter()
-        volume = source if isinstance(source, Volume) else read_volume(source, self.model.info.modality)
+        volume = source if isinstance(source, Volume) else self.read(source)
         seconds["read"] = time.perf_counter() - start
         return volume
 
@@ -117,8 +127,8 @@ class LightPredictor:
         self, volume: Volume, seconds: dict[str, float]
     ) -> tuple[Placed, NDArray[np.bool_] | None, str | None]:
         """Take the steps in order; masks of other organs and the gate come from other exported networks."""
-        image, opened, gate = loaded(volume), None, None
-        for step in self.model.steps:
+        (image, steps), opened, gate = loaded(volume, self.model.steps), None, None
+        for step in steps:
             if step["step"] not in _NEED_OTHERS:
                 image = prepare(image, step)
                 continue

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import ConfigError, InputError
+from ctseg.light import flatsteps
 from ctseg.tilt import straightened
 from ctseg.volume import Volume
 
@@ -41,19 +42,22 @@ class Placed:
         return (self.array.shape[1], self.array.shape[2], self.array.shape[3])
 
 
-def loaded(volume: Volume) -> Placed:
-    """Return a volume as the first step sees it; a tilted series on its straight grid.
+def loaded(volume: Volume, steps: Sequence[Mapping[str, Any]] = ()) -> tuple[Placed, list[Mapping[str, Any]]]:
+    """Return a volume as the first step sees it, a tilted series on its straight grid; and the steps that are left.
 
     Raises:
-        InputError: a tilted series where ITK is not installed.
+        InputError: a tilted series where ITK is not installed; no flat image where the first step is `load_flat`.
     """
+    if steps and steps[0]["step"] == "load_flat":
+        options = {key: value for key, value in steps[0].items() if key != "step"}
+        return Placed(*flatsteps.brightness(volume, **options)), list(steps[1:])
     try:
         straight = straightened(volume)
     except ModuleNotFoundError as error:
         raise InputError(
             f"{volume.source.name} is of a tilted gantry, which needs the package {error.name}: use ctseg segment"
         ) from error
-    return Placed(np.asarray(straight.array)[None], np.asarray(straight.affine, dtype=np.float64))
+    return Placed(np.asarray(straight.array)[None], np.asarray(straight.affine, dtype=np.float64)), list(steps)
 
 
 def prepared(image: Placed, steps: Sequence[Mapping[str, Any]]) -> Placed:
@@ -148,29 +152,9 @@ def _pixel_spacing(image: Placed, mm: Sequence[float]) -> Placed:
         size = array.shape[axis + 1]
         new = max(1, int(np.rint(size * own[axis] / float(mm[axis]))))
         if new != size:
-            array = resized(array, axis + 1, new)
+            array = flatsteps.along(array, axis + 1, flatsteps.weights(size, new))
         scale[axis, axis], scale[axis, 3] = size / new, (size / new - 1) / 2
     return Placed(array, image.affine @ scale)
-
-
-def resized(array: NDArray[np.float32], axis: int, size: int) -> NDArray[np.float32]:
-    """Resize along one axis by linear interpolation, with a filter as wide as a larger pixel (as torch's antialias).
-
-    A pixel's edge stays where it was.
-    """
-    weights = _triangle_weights(array.shape[axis], size)
-    moved = np.moveaxis(array, axis, 0)
-    rows = (weights @ moved.reshape(len(moved), -1)).reshape(size, *moved.shape[1:])
-    return np.ascontiguousarray(np.moveaxis(rows, 0, axis), dtype=np.float32)
-
-
-def _triangle_weights(old: int, new: int) -> NDArray[np.float32]:
-    """Return (new, old): what share each old pixel has in each new one."""
-    step = old / new
-    support = max(1.0, step)
-    centres = (np.arange(new)[:, None] + 0.5) * step
-    weights = np.clip(1 - np.abs(np.arange(old)[None, :] + 0.5 - centres) / support, 0, None)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _intensity(
@@ -225,6 +209,10 @@ def _fit(image: Placed, size: Sequence[int]) -> Placed:
     return Placed(image.array[(slice(None), *box)], _moved(image.affine, starts))
 
 
+def _flat(step: Callable[..., flatsteps.Pair]) -> Callable[..., Placed]:
+    return lambda image, **options: Placed(*step(image.array, image.affine, **options))
+
+
 STEPS: dict[str, Callable[..., Placed]] = {
     "orientation": _orientation,
     "spacing": _spacing,
@@ -233,4 +221,8 @@ STEPS: dict[str, Callable[..., Placed]] = {
     "pad_to_multiple": _pad_to_multiple,
     "pad_to": _pad_to,
     "fit": _fit,
+    "crop_sector": _flat(flatsteps.crop_sector),
+    "resize": _flat(flatsteps.resize),
+    "diffuse": _flat(flatsteps.diffuse),
+    "standardise": _flat(flatsteps.standardise),
 }
