@@ -46,8 +46,9 @@ def test_each_combination_is_an_experiment(
     data = block_slices(tmp_path / "data", 3)
     (tmp_path / "base.yaml").write_text(EXPERIMENT.replace("name: dice", "name: tversky"))
     drawn: list[tuple] = []
-    for name in ("line", "matrix"):
-        monkeypatch.setattr(plots, name, lambda *given, made=getattr(plots, name): drawn.append(given) or made(*given))
+    line, matrix = plots.line, plots.matrix
+    monkeypatch.setattr(plots, "line", lambda *given: drawn.append(given) or line(*given))
+    monkeypatch.setattr(plots, "matrix", lambda *given: drawn.append(given) or matrix(*given))
     command = ["sweep", str(tmp_path / "base.yaml"), "--value", "loss#alpha=0.2,0.5,0.8", *second, "--device", "cpu"]
     command += ["--data", str(data), "--out", str(tmp_path / "out"), "--set", "loss#beta=$1 - @loss#alpha"]
     assert main(command) == 0

@@ -50,5 +50,5 @@ def test_slices_of_a_volume_are_images_and_classes_have_means() -> None:
     metric = ThresholdedIou(["a", "b"])
     metric.update([(logits, label)])
     assert metric.compute() == pytest.approx(0.5)
-    with pytest.raises(ConfigError, match="expected 3 channels on the same grid"):
+    with pytest.raises(ConfigError, match="expected 3 channels, or 1 of one label, on the same grid"):
         metric.update([(logits[:1], label)])

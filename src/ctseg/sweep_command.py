@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 PICTURE = "sweep.png"
 FOLDER = "experiments"  # in OUT, for the experiments that are made
-_EPILOG = """Each value, or pair of values, is an experiment in OUT/experiments: it can be gone on with, compared and repeated like
-any other. OUT holds the table (comparison.csv, .json, .md, .html), report.html, and sweep.png.
+_EPILOG = """Each value, or pair of values, is an experiment in OUT/experiments and is repeated like any other. OUT holds
+the table (comparison.csv, .json, .md, .html), report.html, and sweep.png.
 
 examples:
   ctseg sweep liver_ct_segmentation --value optimizer#lr=0.0003,0.001,0.003 --data DATA --out runs/rates
   ctseg sweep tversky.yaml --value loss#alpha=0.15,0.5,0.85 --value loss#beta=0.15,0.5,0.85 --data DATA --out runs/ab
-  ctseg sweep tversky.yaml --value loss#alpha=0.15,0.5,0.85 --set 'loss#beta=$1 - @loss#alpha' --data DATA --out runs/a"""
+  ctseg sweep tversky.yaml --value loss#alpha=0.15,0.5,0.85 --set 'loss#beta=$1 - @loss#alpha' --data DATA --out OUT"""
 
 
 def add_command(commands: Any) -> None:

@@ -64,11 +64,15 @@ class ThresholdedIou(Metric):
         """Score each pair (logits, reference)."""
         for answer, label in output:
             logits, reference = (t.as_tensor() if hasattr(t, "as_tensor") else t for t in (answer, label))
-            channels = 1 if len(self.labels) == 1 else len(self.labels) + 1
-            if logits.shape[0] != channels or logits.shape[1:] != reference.shape[1:]:
+            channels = logits.shape[0]
+            if (
+                channels not in (1, len(self.labels) + 1)
+                or channels < len(self.labels)
+                or logits.shape[1:] != reference.shape[1:]
+            ):
                 raise ConfigError(
                     f"The thresholded IoU got logits {tuple(logits.shape)} and a reference {tuple(reference.shape)}: "
-                    f"expected {channels} channels on the same grid; correct the postprocessing."
+                    f"expected {len(self.labels) + 1} channels, or 1 of one label, on the same grid; correct the postprocessing."
                 )
             found = (logits[0] > self.logit).long() if channels == 1 else logits.argmax(dim=0)
             for number, values in enumerate(self._values, start=1):
