@@ -229,9 +229,9 @@ def test_inference_keeps_the_grid(
         rows = (tmp_path / "f" / "presence.csv").read_text().splitlines()
         assert [row.split(",")[0] for row in rows] == ["slice", *map(str, range(1, slices + 1))]
     elif bundle.flat:
-        mask = Image.open(tmp_path / "f" / "mask.png")
-        assert mask.size == Image.open(f_study).size
-        assert set(np.unique(np.asarray(mask))) <= {0, 255} | set(bundle.labels.values())
+        with Image.open(tmp_path / "f" / "mask.png") as mask, Image.open(f_study) as picture:
+            assert mask.size == picture.size
+            assert set(np.unique(np.asarray(mask))) <= {0, 255} | set(bundle.labels.values())
     else:
         source, mask = nibabel.load(f_study), nibabel.load(tmp_path / "f" / "mask.nii.gz")
         assert mask.shape == source.shape
@@ -241,11 +241,11 @@ def test_inference_keeps_the_grid(
 
 
 def test_training_without_a_gpu_stops_with_a_sentence_from_any_directory(
-    trainable: BundleInfo, tmp_path: Path, clean_environment: dict[str, str]
+    trainable_kind: BundleInfo, tmp_path: Path, clean_environment: dict[str, str]
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here, so training would start")
-    config = trainable.path / "configs" / "train.json"
+    config = trainable_kind.path / "configs" / "train.json"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config)]
     done = subprocess.run(command, cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0

@@ -47,7 +47,7 @@ def build_bundle(task_file: Path, base_dir: Path) -> dict[str, str]:
     task = load_yaml(task_file)
     _require(task, ("bundle", "base", "labels"), task_file)
     shared, kind = load_yaml(base_dir / "shared.yaml"), load_kind(base_dir, task["base"])
-    values = {**kind, **task, **_derived(task, kind)}
+    values = {**shared.get("values", {}), **kind, **task, **_derived(task, kind)}
     _require(values, ("network",), task_file)
     configs = {name: render(_wiring(name, shared, kind), values) for name in kind.get("configs", CONFIGS)}
     configs["metadata"] = metadata_of(values, task_file.stem)
@@ -127,11 +127,11 @@ def load_kind(base_dir: Path, name: str) -> dict[str, Any]:
     """
     own = load_yaml(base_dir / f"{name}.yaml")
     kind: dict[str, Any] = {}
-    for other in own.pop("extends", ()):
-        kind.update(load_kind(base_dir, other))
-    # What changes the shared wiring is laid over entry by entry, every other block or value as a whole.
-    changes = {key: {**kind.get(key, {}), **own[key]} for key in CONFIGS if key in own}
-    return {**kind, **own, **changes}
+    for layer in (*(load_kind(base_dir, other) for other in own.pop("extends", ())), own):
+        # What changes the shared wiring is laid over entry by entry, every other block or value as a whole.
+        changes = {key: {**kind.get(key, {}), **layer[key]} for key in CONFIGS if key in layer}
+        kind = {**kind, **layer, **changes}
+    return kind
 
 
 def render(node: Any, values: Mapping[str, Any]) -> Any:

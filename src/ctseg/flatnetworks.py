@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from ctseg.errors import ConfigError, InputError
+from ctseg.flathalvings import Maxima, Nearest, Strided, Transposed, Unpool
 
 
 def _convolutions(inside: int, outside: int, count: int, reflect: bool = True) -> nn.Sequential:
@@ -43,22 +44,18 @@ class _Encoder(nn.Module):
         self.stages = nn.ModuleList(
             _convolutions(inside, outside, count, reflect) for inside, outside in itertools.pairwise(sizes)
         )
-        self.halvings = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(size, size, 2, stride=2), nn.BatchNorm2d(size)) for size in filters if strided
-        )
+        self.halvings = nn.ModuleList(Strided(size) if strided else Maxima() for size in filters)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
         """Return the smallest map, the map of each stage before its halving, and where each stage's maxima were."""
-        maps, places = [], []
+        maps: list[torch.Tensor] = []
+        places: list[torch.Tensor] = []
         values = image
-        for number, stage in enumerate(self.stages):
+        for stage, halving in zip(self.stages, self.halvings):  # noqa: B905
             values = stage(values)
             maps.append(values)
-            if len(self.halvings):
-                values = self.halvings[number](values)
-            else:
-                values, place = functional.max_pool2d(values, 2, return_indices=True)
-                places.append(place)
+            values, place = halving(values)
+            places.append(place)
         return values, maps, places
 
 
@@ -74,27 +71,22 @@ class _Decoder(nn.Module):
 
     def __init__(self, filters: Sequence[int], count: int, up: str, skips: bool) -> None:
         super().__init__()
-        self.up, self.skips = up, skips
+        self.skips = skips
         inside = list(reversed(filters))
         outside = [*inside[1:], inside[-1]]
-        self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(size, size, 2, stride=2) for size in inside if up == "transposed"
-        )
+        make = {"unpool": lambda _: Unpool(), "nearest": lambda _: Nearest(), "transposed": Transposed}[up]
+        self.doublings = nn.ModuleList(make(size) for size in inside)
         self.stages = nn.ModuleList(
             _convolutions(2 * before if skips else before, after, count)
             for before, after in zip(inside, outside, strict=True)
         )
 
     def forward(self, values: torch.Tensor, maps: list[torch.Tensor], places: list[torch.Tensor]) -> torch.Tensor:
-        for number, stage in enumerate(self.stages):
+        """Return the map of the image's size."""
+        for number, (doubling, stage) in enumerate(zip(self.doublings, self.stages)):  # noqa: B905
             beside = maps[-1 - number]
-            size = list(beside.shape[-2:])  # of an odd size the halving forgot the last row, the doubling gives it back
-            if self.up == "unpool":
-                values = functional.max_unpool2d(values, places[-1 - number], [2, 2], output_size=size)
-            elif self.up == "nearest":
-                values = functional.interpolate(values, size=size, mode="nearest")
-            else:
-                values = self.doublings[number](values, output_size=size)
+            # of an odd size the halving forgot the last row, the doubling gives it back
+            values = doubling(values, places[-1 - number], [beside.shape[-2], beside.shape[-1]])
             values = stage(torch.cat([values, beside], dim=1) if self.skips else values)
         return values
 
@@ -112,10 +104,13 @@ class _ResizingDecoder(nn.Module):
         self.stages = nn.ModuleList(_convolutions(2 * after, after, 2, reflect=False) for after in outside)
 
     def forward(self, values: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
-        for doubling, stage, beside in zip(self.doublings, self.stages, reversed(maps), strict=True):
+        """Return the map of the image's size."""
+        for number, (doubling, stage) in enumerate(zip(self.doublings, self.stages)):  # noqa: B905
+            beside = maps[-1 - number]
             values = doubling(values)
             if values.shape != beside.shape:
-                values = functional.interpolate(values, beside.shape[-2:], mode="bilinear", align_corners=False)
+                size = [beside.shape[-2], beside.shape[-1]]
+                values = functional.interpolate(values, size, mode="bilinear", align_corners=False)
             values = stage(torch.cat([beside, values], dim=1))
         return values
 
@@ -158,7 +153,8 @@ class SmallNetwork(nn.Module):
         Raises:
             InputError: for an image that is too small to be halved so often.
         """
-        _check_size(image, self.smallest)
+        if not torch.jit.is_scripting():
+            _check_size(image, self.smallest)
         values, maps, places = self.encoder(image)
         return self.head(self.decoder(self.bottleneck(values), maps, places))
 
@@ -190,7 +186,8 @@ class ResizingUNet(nn.Module):
         Raises:
             InputError: for an image that is too small to be halved so often.
         """
-        _check_size(image, self.smallest)
+        if not torch.jit.is_scripting():
+            _check_size(image, self.smallest)
         values, maps, _ = self.encoder(image)
         return self.head(self.decoder(self.bottleneck(values), maps))
 
@@ -210,10 +207,11 @@ class AnySize(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the network's answer, of the image's size; the padding repeats the last row and column."""
-        height, width = image.shape[-2:]
-        missing = (0, -width % self.multiple, 0, -height % self.multiple)
-        padded = functional.pad(image, missing, mode="replicate") if any(missing) else image
-        return self.network(padded)[..., :height, :width]
+        height, width = image.shape[-2], image.shape[-1]
+        right, below = -width % self.multiple, -height % self.multiple
+        if right or below:
+            image = functional.pad(image, [0, right, 0, below], mode="replicate")
+        return self.network(image)[..., :height, :width]
 
 
 def _check(in_channels: int, classes: int, filters: Sequence[int], convolutions: int) -> None:

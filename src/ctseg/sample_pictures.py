@@ -88,7 +88,7 @@ def _draw_plane(
     for value, color in colors.items():
         found = mask == value
         pixels[found] = pixels[found] * (1 - _FILL) + np.asarray(color, np.float32) * _FILL
-        pixels[_outline(found)] = color
+        pixels[outline(found)] = color
     drawn = Image.fromarray(pixels.round().astype(np.uint8))
     pen = ImageDraw.Draw(drawn)
     left, right, top, bottom = view.letters
@@ -110,7 +110,7 @@ def _resized(mask: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return np.asarray(mask)[np.ix_(rows, columns)]
 
 
-def _outline(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def outline(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The pixels of a region that touch what is not region, over an edge; the picture's border counts as outside."""
     inside = np.pad(found, 1)
     within = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 PICTURE = "sweep.png"
 FOLDER = "experiments"  # in OUT, for the experiments that are made
-_EPILOG = """Each value, or pair of values, is an experiment in OUT/experiments and is repeated like any other. OUT holds
-the table (comparison.csv, .json, .md, .html), report.html, and sweep.png.
+_EPILOG = """Each value, or pair of values, is an experiment in OUT/experiments and is repeated like any other. OUT
+holds the table (comparison.csv, .json, .md, .html), report.html, and sweep.png.
 
 examples:
   ctseg sweep liver_ct_segmentation --value optimizer#lr=0.0003,0.001,0.003 --data DATA --out runs/rates

@@ -72,7 +72,8 @@ class ThresholdedIou(Metric):
             ):
                 raise ConfigError(
                     f"The thresholded IoU got logits {tuple(logits.shape)} and a reference {tuple(reference.shape)}: "
-                    f"expected {len(self.labels) + 1} channels, or 1 of one label, on the same grid; correct the postprocessing."
+                    f"expected {len(self.labels) + 1} channels, or 1 of one label, on the same grid; "
+                    "correct the postprocessing."
                 )
             found = (logits[0] > self.logit).long() if channels == 1 else logits.argmax(dim=0)
             for number, values in enumerate(self._values, start=1):
