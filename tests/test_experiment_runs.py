@@ -244,7 +244,12 @@ def test_stages_follow_the_epochs(slices: Path, tmp_path: Path, processes: Proce
 
 
 def test_all_24_are_found_and_each_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(find_experiments([ROOT / "configs" / "experiments"])) == 24
+    folders = [
+        ROOT / "configs" / "experiments" / f"{organ}_ct{kind}"
+        for organ in ("liver", "gallbladder")
+        for kind in ("", "_presence")
+    ]
+    assert len(find_experiments(folders)) == 24
     assert main(["experiments", "list", str(ROOT / "configs" / "experiments"), "--only", "liver_ct/*"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("over liver_ct_segmentation") == 5

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import CtsegError, InputError
 
+if TYPE_CHECKING:
+    from ctseg.experiment_runs import Plan
+    from ctseg.experiments import Experiment
+
 _EPILOG = """OUT/TASK/NAME holds of each experiment: checkpoint_epoch=N.pt, model.pt (the best weights), history.csv,
-curves.png, evaluation/, log.txt and run.json. OUT holds the table: comparison.csv, .json, .md and .html. Run the same
-command again to go on: what is finished is skipped, what was interrupted goes on after its last epoch.
+curves.png, evaluation/, log.txt and run.json. OUT holds the table: comparison.csv, .json, .md and .html, and
+the written report with curves and pictures: report.html. Run the same command again to go on: what is finished is
+skipped, what was interrupted goes on after its last epoch.
 
 examples:
   ctseg experiments list configs/experiments
   ctseg experiments run configs/experiments/liver_ct --data DATA --out runs/liver
   ctseg experiments run configs/experiments --only '*resnet18*' --data DATA --out runs/small --epochs 2 --device cpu
   ctseg experiments run configs/experiments/liver_ct --data DATA --out runs/liver --set batch_size=4
+  torchrun --nproc_per_node 4 -m ctseg experiments run configs/experiments/skin_lesion --data DATA --out runs/skin
   ctseg experiments table runs/liver"""
 
 
@@ -98,7 +105,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ctseg.experiment_runs import FINISHED, Plan, run_experiments
+    from ctseg.experiment_runs import Plan
     from ctseg.experiments import find_experiments
 
     experiments = find_experiments(arguments.paths, arguments.only)
@@ -106,13 +113,31 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.data, arguments.out, arguments.datalist, arguments.device, arguments.epochs, arguments.split,
         dict(arguments.set), arguments.bundles,
     )  # fmt: skip
+    run_and_write(experiments, plan)
+
+
+def run_and_write(experiments: Sequence[Experiment], plan: Plan) -> None:
+    """Run experiments, shared with the other processes of a `torchrun`, and write table and report.
+
+    Raises:
+        InputError: when one of them failed; the table is there all the same.
+        SystemExit: with 130, interrupted.
+    """
+    from ctseg.experiment_runs import FINISHED, run_experiments
+    from ctseg.experiment_share import join, leave
+
+    share = join()
+    plan = dataclasses.replace(plan, device=plan.device or share.device)
     try:
-        states = run_experiments(experiments, plan, _say)
+        states = run_experiments(share.of(experiments), plan, _say)
     except KeyboardInterrupt:
-        _write(arguments.out)
+        write_tables(plan.out)
         _say("stopped; run the same command again to go on")
         raise SystemExit(130) from None
-    _write(arguments.out)
+    share.wait()
+    if share.rank == 0:
+        write_tables(plan.out)
+    leave(share)
     failed = [state["experiment"] for state in states if state["status"] != FINISHED]
     if failed:
         raise InputError(f"{len(failed)} of {len(states)} experiments failed, the table says why: {', '.join(failed)}")
@@ -121,20 +146,22 @@ def _run(arguments: argparse.Namespace) -> None:
 def _table(arguments: argparse.Namespace) -> None:
     if not arguments.out.is_dir():
         raise InputError(f"there is no folder {arguments.out}; name the OUT of a run")
-    _write(arguments.out)
+    write_tables(arguments.out)
 
 
-def _write(out: Path) -> None:
+def write_tables(out: Path) -> None:
+    """Write table and report of a folder of runs, and print a line for each experiment."""
+    from ctseg.experiment_report import write_reports
     from ctseg.experiment_table import read_rows, write_table
 
-    files: Sequence[Path] = write_table(out)
+    files = [*write_table(out), *write_reports(out)]
     for row in read_rows(out):
         ours = [f"{name} {row[key]:.4f}" for key, name in _SHOWN.items() if row.get(key) is not None]
         theirs = "" if row["theirs"] is None else f"theirs {row['theirs']}, "
         measured = f"{theirs}ours {', '.join(ours)}; {row['patients']} patients of {row['split']}"
         said = measured if ours else row["reason"]
         print(f"{row['experiment']}: {row['status']}, {row['epochs']} epochs; {said}")
-    print(f"{out}: {'  '.join(file.name for file in files)}")
+    print(f"{out}: {'  '.join(str(file.relative_to(out)) for file in files)}")
 
 
 _SHOWN = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 
 from ctseg.datalist import LEDGER, read_cases
 from ctseg.errors import ConfigError, CtsegError, ResourceError
+from ctseg.experiment_logs import LONGEST, last_words, tell_epochs
 from ctseg.experiments import Experiment, bundle_of, scaled_stages
 from ctseg.files import file_sha256, write_beside
 from ctseg.ledger import Ledger
@@ -25,9 +25,6 @@ STATE, LOG, REPORT, MODEL = "run.json", "log.txt", "evaluation", "model.pt"
 TRIPTYCHS = "triptychs"  # folder in the report
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
 _OURS = {"dataset_dir", "datalist", "ckpt_dir", "device", "epochs", "resume", "checkpoint", "split", "report_dir"}
-_LONGEST = 400  # characters of a reason
-_EPOCH = re.compile(r"Epoch\[(\d+)\] Metrics -- (.*train_loss: \S+.*)")
-_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b.*")
 
 Say = Callable[[str], None]
 
@@ -100,7 +97,7 @@ def _run_or_say_why(experiment: Experiment, plan: Plan, say: Say) -> dict[str, A
         try:
             return run.to_the_end()
         except CtsegError as error:
-            return run.save(status=FAILED, reason=" ".join(str(error).split())[:_LONGEST])
+            return run.save(status=FAILED, reason=" ".join(str(error).split())[:LONGEST])
         except KeyboardInterrupt:
             run.save(status=INTERRUPTED, reason="stopped by hand; run the same command again to go on")
             raise
@@ -119,7 +116,13 @@ class _Run:
     def save(self, **known: Any) -> dict[str, Any]:
         """Add to the state and write it."""
         one = self.experiment
-        about = {"experiment": one.name, "task": one.task, "file": str(one.path), "theirs": one.theirs}
+        about = {
+            "experiment": one.name,
+            "task": one.task,
+            "file": str(one.path),
+            "theirs": one.theirs,
+            "grid": one.grid,
+        }
         self.state = {**self.state, **about, **known}
         write_beside(self.folder / STATE, (json.dumps(self.state, indent=2) + "\n").encode())
         return self.state
@@ -218,7 +221,7 @@ class _Run:
             name = signal.Signals(-code).name
             raise ResourceError(f"the {what} was ended from outside by {name} (out of memory?); run it again to go on")
         if code:
-            raise ConfigError(f"{what}: {_last_words(self.folder / LOG, begin)}")
+            raise ConfigError(f"{what}: {last_words(self.folder / LOG, begin)}")
 
     def _common(self) -> dict[str, Any]:
         plan = self.plan
@@ -251,36 +254,13 @@ def _followed(command: Sequence[str], folder: Path, log: TextIO, begin: int, say
     try:
         while process.poll() is None:
             time.sleep(0.2)
-            read = _tell(Path(log.name), read, say)
+            read = tell_epochs(Path(log.name), read, say)
     except BaseException:
         process.terminate()
         process.wait()
         raise
-    _tell(Path(log.name), read, say)
+    tell_epochs(Path(log.name), read, say)
     return process.returncode
-
-
-def _tell(log: Path, read: int, say: Say) -> int:
-    """Say the epochs among the whole lines of the log from a place on; return how far it was read."""
-    with log.open("rb") as stream:
-        stream.seek(read)
-        text = stream.read()
-    whole = text[: text.rfind(b"\n") + 1]
-    for line in whole.decode("utf-8", "replace").splitlines():
-        if match := _EPOCH.search(line):
-            say(f"    epoch {match[1]}  {match[2].strip()}")
-    return read + len(whole)
-
-
-def _last_words(log: Path, begin: int) -> str:
-    """The sentence of a process that failed: ours, else the error at the end of its traceback, else its last line."""
-    with log.open("rb") as stream:
-        stream.seek(begin)
-        lines = [line.strip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    ours = [line.removeprefix("ctseg: ") for line in lines if line.startswith(("ctseg: ", "Training runs on CUDA"))]
-    errors = [line for line in lines if _ERROR.fullmatch(line)]
-    words = (ours or errors or lines)[-1]
-    return words[:_LONGEST] + ("" if ours else f" (see {log})")
 
 
 _LOCKS: dict[Path, int] = {}

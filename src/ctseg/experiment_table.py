@@ -25,6 +25,8 @@ COLUMNS = {
     "ours_patient_iou": "ours, IoU by patient",
     "ours_patient_dice": "ours, Dice by patient",
     "ours_patient_f1": "ours, F1 by patient",
+    "thresholded_iou_at_half": "thresholded IoU, logit 0.5",
+    "thresholded_iou": "thresholded IoU, logit 0",
     "patients": "patients measured",
     "training_patients": "patients trained on",
     "split": "split",
@@ -36,12 +38,14 @@ COLUMNS = {
     "bundle": "bundle",
     "reason": "why not",
 }
+THRESHOLDED = ("thresholded_iou_at_half", "thresholded_iou")
 TITLE = "Experiments compared"
 NOTES = (
     "Theirs: as its authors reported it, on their own data and patients; ours is on the data named in the table, so "
     "the two differ in more than the method.",
     "Their way, IoU: pooled over all pixels of all slices that have the organ, on the network's grid. Mistakes on "
     "slices without the organ do not count.",
+    "Their way, thresholded IoU: ceil(clamp(20 (IoU - 0.5), 0, 10)) / 10 of each image, masks cut at a logit of 0.5.",
     "Their way, presence: F1 over all slices at the threshold of the bundle; recall and precision beside it.",
     "By patient: each patient's voxels (or slices) over all slices, then the mean over patients. This is the figure to "
     "trust. A patient for whom it is not defined, without the organ in both, is left out.",
@@ -75,12 +79,14 @@ def row_of(folder: Path) -> dict[str, Any]:
     row["changed"] = "; ".join(_changes(state))
     row["training_patients"] = (state.get("patients") or {}).get("train")
     theirs: Mapping[str, float] = state.get("theirs") or {}
-    row["metric"] = next((name for name in ("iou", "f1", "recall") if name in theirs), None)
+    row["metric"] = next((name for name in ("thresholded_iou", "iou", "f1", "recall") if name in theirs), None)
     row["theirs"] = theirs.get(str(row["metric"]))
     if state.get("status") == FINISHED:
         row["split"] = (state.get("evaluated") or {}).get("split")
         classified = (folder / REPORT / "presence.json").is_file()
         row |= (_presence if classified else _overlaps)(folder / REPORT)
+        if row["thresholded_iou_at_half"] is not None and any(name.startswith("thresholded") for name in theirs):
+            row |= {"metric": "thresholded_iou", "ours_their_way": row["thresholded_iou_at_half"]}
     for extra in ("recall", "precision"):
         row.setdefault(f"theirs_{extra}", theirs.get(extra))
         row.setdefault(f"ours_{extra}", None)
@@ -114,6 +120,7 @@ def _overlaps(report: Path) -> dict[str, Any]:
         "ours_patient_iou": _finite(iou.get("mean")),
         "ours_patient_dice": _finite(dice.get("mean")),
         "patients": dice.get("patients"),
+        **{name: _finite(_read(report / f"{name}.json").get("mean")) for name in THRESHOLDED},
     }
 
 

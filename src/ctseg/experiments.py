@@ -44,6 +44,11 @@ class Experiment:
         """The figures that others reported for it: `iou`, `f1`, `recall`; empty when there are none."""
         return {str(key): float(value) for key, value in (self.content["experiment"].get("theirs") or {}).items()}
 
+    @property
+    def grid(self) -> dict[str, str]:
+        """Where it stands in a grid of experiments, for example its network and its loss; empty outside of one."""
+        return {str(key): str(value) for key, value in (self.content["experiment"].get("grid") or {}).items()}
+
 
 def read_experiment(path: Path) -> Experiment:
     """Read an experiment's file.

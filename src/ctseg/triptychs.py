@@ -21,8 +21,8 @@ from ctseg.files import write_beside
 INDEX = "triptychs.json"
 CHOSEN = ("best", "median", "worst")
 _SIDE = 256  # pixels of the longest side of each of the three
-_GAP = 6
-_COLOURS = np.array([(221, 130, 101), (120, 190, 230), (150, 210, 120), (230, 200, 100), (200, 140, 220)], np.uint8)
+GAP = 6
+_COLOURS = np.array([(0, 190, 255), (240, 150, 60), (150, 210, 120), (230, 200, 100), (200, 140, 220)], np.uint8)
 _GROUND = (11, 13, 16)
 
 
@@ -132,9 +132,9 @@ def draw_triptych(
     parts = [Image.fromarray(part) for part in (ground, _with(ground, reference), _with(ground, prediction))]
     scale = _SIDE / max(parts[0].size)
     size = (max(1, round(parts[0].width * scale)), max(1, round(parts[0].height * scale)))
-    sheet = Image.new("RGB", (3 * size[0] + 2 * _GAP, size[1]), _GROUND)
+    sheet = Image.new("RGB", (3 * size[0] + 2 * GAP, size[1]), _GROUND)
     for number, part in enumerate(parts):
-        sheet.paste(part.resize(size, Image.Resampling.BILINEAR), (number * (size[0] + _GAP), 0))
+        sheet.paste(part.resize(size, Image.Resampling.BILINEAR), (number * (size[0] + GAP), 0))
     content = io.BytesIO()
     sheet.save(content, format="PNG", optimize=True)
     return content.getvalue()
