@@ -11,11 +11,13 @@ from typing import Any
 from ctseg import (
     __version__,
     calibrating,
+    consensuscommand,
     curves,
     doctor,
     evaluation_command,
     experiment_command,
     importing,
+    planejoin,
     preparecommand,
     ratefinder,
     segmentcommand,
@@ -43,10 +45,12 @@ Research use only: not a medical device, not for diagnosis."""
 
 _MORE_COMMANDS = (
     evaluation_command,
+    planejoin,
     preparecommand,
     importing,
     experiment_command,
     ratefinder,
+    consensuscommand,
     curves,
     calibrating,
     simulation_command,

@@ -1,8 +1,8 @@
 """A labelled head in 3D from a 2D ASPECTS atlas of two levels and a head template with tissue maps.
 
 The atlas is two pictures. Each level is laid on the slice of the template that looks most alike, by the outline of the
-brain; from there its regions are carried up and down: cortical ones follow the brain's outline slice by slice, deep ones
-shrink like an ellipsoid. What is fluid in the template is no region. This is a rule, not anatomy drawn by a person.
+brain; from there its regions are carried up and down: cortical ones follow the brain's outline slice by slice, deep
+ones shrink like an ellipsoid. What is fluid in the template is no region. A rule, not anatomy drawn by a person.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def read_atlas(folder: str | Path) -> dict[str, tuple[Level, Level]]:
         InputError: no such files, a partner missing, or labels that are not those of the level.
     """
     folder = Path(folder)
-    groups = sorted(path.name[len("cortical_label_") : -len(".nii.gz")] for path in folder.glob("cortical_label_*.nii.gz"))
+    groups = sorted(
+        path.name[len("cortical_label_") : -len(".nii.gz")] for path in folder.glob("cortical_label_*.nii.gz")
+    )
     if not groups:
         raise InputError(
             f"there is no ASPECTS atlas in {folder}: expected cortical_label_GROUP.nii.gz, cortical_image_GROUP.nii.gz "
@@ -144,8 +146,8 @@ def read_template(folder: str | Path) -> Template:
 def find_height(level: Level, template: Template, heights: tuple[float, float] = (-16.0, 44.0)) -> tuple[float, float]:
     """Find the slice of the template that looks most like a level.
 
-    The middle of the brain decides, where the ventricles are: correlation of both pictures, a little blurred and brought
-    to one outline.
+    The middle of the brain decides, where the ventricles are: correlation of both pictures, a little blurred and
+    brought to one outline.
 
     Args:
         level: of the atlas.
@@ -231,7 +233,10 @@ def _carry_deep(labels: NDArray[np.uint8], level: Level, template: Template, hei
                 share = 1 - (away / _REACH_MM[value][int(away > 0)]) ** 2
                 if share <= 0.05:
                     continue
-                index = [np.rint(c + (g - c) / max(0.5, np.sqrt(share))).astype(int) for g, c in zip(grid, centre, strict=True)]
+                index = [
+                    np.rint(c + (g - c) / max(0.5, np.sqrt(share))).astype(int)
+                    for g, c in zip(grid, centre, strict=True)
+                ]
                 for axis in (0, 1):
                     np.clip(index[axis], 0, here.shape[axis] - 1, out=index[axis])
                 labels[..., k][own[index[0], index[1]]] = LABEL_OF[value]

@@ -198,7 +198,11 @@ def _template_index(
 
 
 def _bend(
-    shape: tuple[int, int, int], spacing: NDArray[np.float64], distance: float, deviation: float, rng: np.random.Generator
+    shape: tuple[int, int, int],
+    spacing: NDArray[np.float64],
+    distance: float,
+    deviation: float,
+    rng: np.random.Generator,
 ) -> Array:
     """A smooth random field: random values at control points, linear or cubic between them."""
     from scipy import ndimage

@@ -37,7 +37,9 @@ def add_command(commands: Any) -> None:
     command.add_argument("--number", type=int, required=True, metavar="N", help="how many heads")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds, other heads (default: 0)")
     command.add_argument("--output", "-o", type=Path, required=True, metavar="DIR", help="a new folder")
-    command.add_argument("--task", default=_TASK, metavar="NAME", help=f"bundle whose label names are written ({_TASK})")
+    command.add_argument(
+        "--task", default=_TASK, metavar="NAME", help=f"bundle whose label names are written ({_TASK})"
+    )
     command.add_argument(
         "--pixel", type=float, nargs=2, metavar="MM", help="smallest and largest size of a pixel (default: 0.8 1.2)"
     )
