@@ -7,7 +7,7 @@ its keys only. So training and inference cannot differ in their deterministic tr
 
 Blocks may be spliced into blocks, `"{{*crop}}"`, where they get the keys of the one around them; so a task can fill a
 place that its kind leaves open. A kind may take over others' blocks and values by `extends`, a list of files of
-`configs/base`, of which later ones and its own win.
+`configs/base`, of which later ones and its own win; a task may name several kinds as its `base` to the same effect.
 
 A kind may name the `configs` that its bundles have (all, unless it says so), and replace entries of the shared wiring
 in a block of the configuration's name, where null takes an entry away and `a#b` is the entry `b` of the entry `a`.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +119,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_kind(base_dir: Path, name: str) -> dict[str, Any]:
-    """Read a kind's wiring, with what it `extends` beneath it.
+def load_kind(base_dir: Path, base: str | Sequence[str]) -> dict[str, Any]:
+    """Read the wiring of a kind, or of several laid over each other, with what each `extends` beneath it.
 
     Raises:
         ConfigError: as `load_yaml`.
     """
-    own = load_yaml(base_dir / f"{name}.yaml")
     kind: dict[str, Any] = {}
-    for layer in (*(load_kind(base_dir, other) for other in own.pop("extends", ())), own):
-        # What changes the shared wiring is laid over entry by entry, every other block or value as a whole.
-        changes = {key: {**kind.get(key, {}), **layer[key]} for key in CONFIGS if key in layer}
-        kind = {**kind, **layer, **changes}
+    for name in [base] if isinstance(base, str) else base:
+        own = load_yaml(base_dir / f"{name}.yaml")
+        for layer in (*(load_kind(base_dir, other) for other in own.pop("extends", ())), own):
+            # What changes the shared wiring is laid over entry by entry, every other block or value as a whole.
+            changes = {key: {**kind.get(key, {}), **layer[key]} for key in CONFIGS if key in layer}
+            kind = {**kind, **layer, **changes}
     return kind
 
 
@@ -155,11 +156,14 @@ def _render_entry(entry: Any, values: Mapping[str, Any]) -> list[Any]:
     splice = _SPLICE.fullmatch(entry) if isinstance(entry, str) else None
     if splice is None:
         return [render(entry, values)]
-    keys = splice[2].split()
-    block = []
-    for item in _value(splice[1], values):
-        if isinstance(item, str):  # a block within the block
-            block += _render_entry(item.replace("}}", " " + " ".join(keys) + "}}") if keys else item, values)
+    return _block(splice[1], splice[2].split(), values)
+
+
+def _block(name: str, keys: list[str], values: Mapping[str, Any]) -> list[Any]:
+    block: list[Any] = []
+    for item in _value(name, values):
+        if isinstance(item, str) and (inner := _SPLICE.fullmatch(item)):  # a block within the block
+            block += _block(inner[1], inner[2].split() or keys, values)
             continue
         wanted = [item["_for_"]] if isinstance(item.get("_for_"), str) else item.get("_for_", keys)
         kept = [key for key in keys if key in wanted]

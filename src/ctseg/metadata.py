@@ -87,7 +87,8 @@ def _depends_on(values: Mapping[str, Any]) -> list[dict[str, str]]:
 def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
     labels, shape = values["labels"], list(values["patch"])
     channels = {"0": "background", **{str(label["code"]): label["name"] for label in labels}}
-    inputs = [*values.get("input_channels", ["image"]), *(f"{organ} mask" for organ in values.get("input_organs", []))]
+    inputs = [*values.get("input_channels", ["image"]), *values.get("further_inputs", [])]
+    inputs += [f"{organ} mask" for organ in values.get("input_organs", [])]
     tensor = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
     answer = values.get("answer", "segmentation")
     mask = {

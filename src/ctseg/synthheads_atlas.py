@@ -1,8 +1,8 @@
 """A labelled head in 3D from a 2D ASPECTS atlas of two levels and a head template with tissue maps.
 
 The atlas is two pictures. Each level is laid on the slice of the template that looks most alike, by the outline of the
-brain; from there its regions are carried up and down: cortical ones follow the brain's outline slice by slice, deep ones
-shrink like an ellipsoid. What is fluid in the template is no region. This is a rule, not anatomy drawn by a person.
+brain; from there its regions are carried up and down: cortical ones follow the brain's outline slice by slice, deep
+ones shrink like an ellipsoid. What is fluid in the template is no region. A rule, not anatomy drawn by a person.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def read_template(folder: str | Path) -> Template:
 def find_height(level: Level, template: Template, heights: tuple[float, float] = (-16.0, 44.0)) -> tuple[float, float]:
     """Find the slice of the template that looks most like a level.
 
-    The middle of the brain decides, where the ventricles are: correlation of both pictures, a little blurred and brought
-    to one outline.
+    The middle of the brain decides, where the ventricles are: correlation of both pictures, a little blurred and
+    brought to one outline.
 
     Args:
         level: of the atlas.
