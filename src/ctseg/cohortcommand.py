@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ctseg import __version__, labelcodes
+from ctseg.budget import share_of
 from ctseg.cohort import Cohort, Outcome, run_cohort
 from ctseg.cohortrecords import FAILED, FINISHED, MANIFEST
 from ctseg.cohortshare import TORCHRUN, Share, parse_share, torchrun_share
@@ -118,6 +119,7 @@ def _settings(arguments: argparse.Namespace, kinds: tuple[str, ...]) -> Settings
         device=arguments.device,
         slot=0,
         threads=1,
+        max_ram=None if arguments.max_ram is None else share_of(arguments.max_ram, arguments.workers),
     )
 
 

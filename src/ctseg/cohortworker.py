@@ -37,6 +37,7 @@ class Settings:
         device: "auto", "cpu", "cuda" or "cuda:N".
         slot: number of the worker on this machine, from 0: which GPU it takes.
         threads: how many threads it may use.
+        max_ram: bytes that it may take; None: no limit.
     """
 
     task: str | None
@@ -48,6 +49,7 @@ class Settings:
     device: str
     slot: int
     threads: int
+    max_ram: int | None = None
 
 
 class CohortWorker:
@@ -106,7 +108,12 @@ class CohortWorker:
         from ctseg.api import segment_volume
 
         prediction = segment_volume(
-            source, organs=settings.organs, task=settings.task, codes=settings.codes, predictors=self.predictors
+            source,
+            organs=settings.organs,
+            task=settings.task,
+            codes=settings.codes,
+            predictors=self.predictors,
+            max_ram=settings.max_ram,
         ).prediction
         files, report = write_outputs(prediction, out, settings.kinds, faces=settings.faces)
         organs = {organ["name"]: organ["volume_ml"] if organ["found"] else None for organ in report["organs"]}
