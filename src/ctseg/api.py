@@ -30,6 +30,7 @@ from ctseg.volume import Volume
 if TYPE_CHECKING:
     import torch
 
+    from ctseg.budgetstudy import FrugalStudy
     from ctseg.prediction import Prediction
 
 Progress = Callable[[str], None]
@@ -84,6 +85,7 @@ def segment_volume(
     predictors: Predictors | None = None,
     progress: Progress | None = None,
     runtime: str | None = None,
+    max_ram: int | None = None,
 ) -> Segmentation:
     """Segment one volume.
 
@@ -107,6 +109,8 @@ def segment_volume(
         predictors: loaded networks, kept warm between calls; they know their device and runtime.
         progress: called with the name of each stage when it begins.
         runtime: what runs the networks: "torch" (the default), "onnx", "openvino" or "auto" (`ctseg.runtimes`).
+        max_ram: bytes that this process may take at most, with what it holds already (`ctseg.budget`); an image that
+            is given as a path is then read bit by bit, and never held, where that is needed.
 
     Returns:
         The mask on exactly the image's grid.
@@ -116,7 +120,7 @@ def segment_volume(
         GeometryError: an array without affine or spacing and orientation, or a grid that lies nowhere.
         ConfigError: an unknown organ, code or output.
         BundleError: an unknown or untrained bundle.
-        DeviceError, ResourceError: the device is not there; the memory does not suffice.
+        DeviceError, ResourceError: the device is not there; the memory or `max_ram` does not suffice.
     """
     _check_output(output)
     warm = _warm(predictors, device, runtime)
@@ -141,7 +145,7 @@ def segment_volume(
             modality=selection.bundle.modality,
         )
         source = placed.volume
-    found = predict_selection(source, selection, warm, progress)
+    found = predict_selection(source, selection, warm, progress, max_ram)
     found = labelcodes.recoded(found, wanted)
     mask = found.label_map if placed is None else placed.own(found.label_map)
     return Segmentation(_as_output(mask, output), dict(found.labels), (found,))
@@ -208,7 +212,11 @@ def segment_slice(
 
 
 def predict_selection(
-    source: str | Path | Volume, selection: Selection, predictors: Predictors, progress: Progress | None = None
+    source: str | Path | Volume,
+    selection: Selection,
+    predictors: Predictors,
+    progress: Progress | None = None,
+    max_ram: int | None = None,
 ) -> Prediction:
     """Run what was selected on one study: the one way of the command line, the server and this module.
 
@@ -219,7 +227,7 @@ def predict_selection(
     for bundle in selection.bundles:
         predictors.segmenter(bundle)
     load = time.perf_counter() - started
-    study = Study(source, predictors, modality=selection.bundle.modality)
+    study = _opened(source, selection, predictors, max_ram)
     told: set[str] = set()
 
     def tell(stage: str) -> None:
@@ -232,6 +240,19 @@ def predict_selection(
     else:
         found = study.prediction(selection.bundle, tell)
     return dataclasses.replace(found, seconds={"load": load, **found.seconds})
+
+
+def _opened(
+    source: str | Path | Volume, selection: Selection, predictors: Predictors, max_ram: int | None
+) -> Study | FrugalStudy:
+    modality = selection.bundle.modality
+    if max_ram is None:
+        return Study(source, predictors, modality=modality)
+    from ctseg.budgetstudy import FrugalStudy
+
+    # Each bundle's mask, each organ's while they are merged, the merged one; and one in other codes.
+    masks = 2 + (len(selection.bundles) + len(selection.choices) if selection.choices else 0)
+    return FrugalStudy(source, selection.bundles, predictors, modality, max_ram, masks)
 
 
 def _slice_affine(view: str, spacing: Sequence[float], thickness: float) -> NDArray[np.float64]:

@@ -44,6 +44,46 @@ def longer(ct: Path, out: Path, shape: Sequence[int] = LONG) -> Path:
     return out
 
 
+def noisy_body(ct: Path, out: Path, shape: Sequence[int], noise: float = 10.0) -> Path:
+    """Write the same patient in so many voxels, each taken from the nearest of the CT's, with noise upon it.
+
+    Plane by plane, so that a body larger than the memory can be made.
+
+    Args:
+        ct: a NIfTI CT.
+        out: the new NIfTI file.
+        shape: its size (I, J, K).
+        noise: standard deviation in HU; the same each time.
+    """
+    import gzip
+
+    import nibabel
+
+    image: Any = nibabel.load(ct)
+    voxels = np.asarray(image.dataobj, dtype=np.float32)
+    factors = np.array(shape) / image.shape
+    affine = image.affine @ np.diag([*(1 / factors), 1])
+    affine[:3, 3] = image.affine[:3, 3] + image.affine[:3, :3] @ ((1 / factors - 1) / 2)
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(shape)
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    i, j, k = (
+        np.minimum((np.arange(n) / f).astype(int), s - 1) for n, f, s in zip(shape, factors, voxels.shape, strict=True)
+    )
+    rng = np.random.default_rng(0)
+    with gzip.open(out, "wb", 1) if out.name.endswith(".gz") else out.open("wb") as stream:
+        stream.write(header.binaryblock + b"\0" * 4)
+        for plane in k:
+            noisy = voxels[:, :, plane][np.ix_(i, j)]
+            noisy = noisy + rng.standard_normal(noisy.shape, dtype=np.float32) * noise
+            stream.write(noisy.round().clip(-1024, 3071).astype("<i2").tobytes(order="F"))
+    return out
+
+
 def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     """Return the Dice of two masks of one shape; 1 for two empty ones."""
     total = int(one.sum()) + int(other.sum())

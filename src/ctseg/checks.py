@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,19 @@ def available_memory() -> int | None:
     return min(limits) if limits else None
 
 
+_instead: ContextVar[Callable[[Sequence[int], str], None] | None] = ContextVar("_instead", default=None)
+
+
+@contextmanager
+def memory_checked_by(check: Callable[[Sequence[int], str], None]) -> Iterator[None]:
+    """Have another check than `check_memory`'s own judge the grids that are read meanwhile."""
+    token = _instead.set(check)
+    try:
+        yield
+    finally:
+        _instead.reset(token)
+
+
 def check_memory(shape: Sequence[int], what: str) -> None:
     """Refuse a grid whose processing cannot fit in memory, before it is loaded.
 
@@ -58,6 +73,9 @@ def check_memory(shape: Sequence[int], what: str) -> None:
     shown = " x ".join(str(size) for size in shape)
     if any(size < 1 for size in shape):
         raise InputError(f"{what} declares {shown} voxels, but every axis needs at least one; export the image again")
+    if (instead := _instead.get()) is not None:
+        instead(shape, what)
+        return
     needed = math.prod(int(size) for size in shape) * 4 * MEMORY_FACTOR
     available = available_memory()
     if available is not None and needed > available:
@@ -123,6 +141,49 @@ def check_hounsfield(array: NDArray[Any], spacing: Sequence[float], what: str, e
         InputError: the sentence names the values found and what is missing.
     """
     low, high = float(array.min()), float(array.max())
+    if low < 0 and low != high:
+        return None
+    seen = SeenValues()
+    for slab in _slabs(array):
+        seen.add(slab)
+    return judge_values(seen, array.shape, spacing, what, eight_bit)
+
+
+class SeenValues:
+    """What `judge_values` asks of an image, gathered from one part of it after the other.
+
+    Attributes:
+        low: the smallest value.
+        high: the largest.
+        voxels: how many there were.
+        zeros: how many are 0; this and the next two are not gathered any more once a value was negative.
+        tops: how many are 255.
+        bright: how many are above 900.
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = math.inf, -math.inf
+        self.voxels = self.zeros = self.tops = self.bright = 0
+
+    def add(self, part: NDArray[Any]) -> None:
+        """Look at some voxels, finite ones."""
+        self.low, self.high = min(self.low, float(part.min())), max(self.high, float(part.max()))
+        self.voxels += part.size
+        if self.low >= 0:
+            self.zeros += int((part == 0).sum())
+            self.tops += int((part == 255).sum())
+            self.bright += int((part > 900).sum())
+
+
+def judge_values(
+    seen: SeenValues, shape: Sequence[int], spacing: Sequence[float], what: str, eight_bit: bool = False
+) -> str | None:
+    """Judge as `check_hounsfield` does, from what was seen of the whole image.
+
+    Raises:
+        InputError: as `check_hounsfield`.
+    """
+    low, high = seen.low, seen.high
     found = f"{what} is no CT in Hounsfield units: its values are {low:g} to {high:g}"
     if low == high:
         raise InputError(f"{what} is no CT: all its voxels are {low:g}; give the image with its grey values")
@@ -130,12 +191,12 @@ def check_hounsfield(array: NDArray[Any], spacing: Sequence[float], what: str, e
         return None
     if high <= 1:
         raise InputError(f"{found} (a mask, or scaled to 0..1), air should be near -1000; give the original CT")
-    at_zero = sum(int((slab == 0).sum()) for slab in _slabs(array)) / array.size
-    at_top = sum(int((slab == 255).sum()) for slab in _slabs(array)) / array.size if high == 255 else 0.0
+    at_zero = seen.zeros / seen.voxels
+    at_top = seen.tops / seen.voxels if high == 255 else 0.0
     if high <= 255 and (eight_bit or at_zero >= 0.01 or at_top >= 0.01 or (low <= 2 and high >= 250)):
         raise InputError(f"{found} (8-bit grey values), air should be near -1000; give the CT before it was windowed")
-    wide = sum(size * step > 150.0 for size, step in zip(array.shape, spacing, strict=True)) >= 2
-    offset_missing = (low <= 10 and high > 600) or float(np.median(array)) > 900
+    wide = sum(size * step > 150.0 for size, step in zip(shape, spacing, strict=True)) >= 2
+    offset_missing = (low <= 10 and high > 600) or 2 * seen.bright >= seen.voxels
     if at_zero >= 0.01 or wide or offset_missing:
         raise InputError(
             f"{found} without a negative one, air should be near -1000; "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ctseg import __version__, labelcodes
+from ctseg.budget import share_of
 from ctseg.cohort import Cohort, Outcome, run_cohort
 from ctseg.cohortrecords import FAILED, FINISHED, MANIFEST
 from ctseg.cohortshare import TORCHRUN, Share, parse_share, torchrun_share
@@ -119,6 +120,7 @@ def _settings(arguments: argparse.Namespace, kinds: tuple[str, ...]) -> Settings
         slot=0,
         threads=1,
         runtime=arguments.runtime,
+        max_ram=None if arguments.max_ram is None else share_of(arguments.max_ram, arguments.workers),
     )
 
 

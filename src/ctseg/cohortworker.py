@@ -38,6 +38,7 @@ class Settings:
         slot: number of the worker on this machine, from 0: which GPU it takes.
         threads: how many threads it may use.
         runtime: what runs the networks (`ctseg.runtimes`).
+        max_ram: bytes that it may take; None: no limit.
     """
 
     task: str | None
@@ -50,6 +51,7 @@ class Settings:
     slot: int
     threads: int
     runtime: str = "torch"
+    max_ram: int | None = None
 
 
 class CohortWorker:
@@ -108,7 +110,12 @@ class CohortWorker:
         from ctseg.api import segment_volume
 
         prediction = segment_volume(
-            source, organs=settings.organs, task=settings.task, codes=settings.codes, predictors=self.predictors
+            source,
+            organs=settings.organs,
+            task=settings.task,
+            codes=settings.codes,
+            predictors=self.predictors,
+            max_ram=settings.max_ram,
         ).prediction
         files, report = write_outputs(prediction, out, settings.kinds, faces=settings.faces)
         organs = {organ["name"]: organ["volume_ml"] if organ["found"] else None for organ in report["organs"]}

@@ -170,12 +170,14 @@ def _tags(itk: Any, file: Path) -> dict[str, str] | None:
     return {key: str(dictionary[key]).strip(" \0") for key in Slice.TAGS if dictionary.HasKey(key)}
 
 
-def _voxels(ordered: Sequence[Slice], what: str) -> NDArray[Any]:
-    """Read slice by slice into one array: int16 as long as integers that fit come, else float32."""
+def dicom_planes(ordered: Sequence[Slice], what: str) -> Iterator[NDArray[np.float32]]:
+    """Read slice by slice: planes (columns, rows), rescaled, in the order given.
+
+    Raises:
+        InputError: an image is damaged.
+    """
     import itk
 
-    first = ordered[0]
-    volume: NDArray[Any] = np.empty((first.columns, first.rows, len(ordered)), dtype=np.int16, order="F")
     reader_type = itk.ImageFileReader[itk.Image[itk.F, 3]]
     for index, image in enumerate(ordered):
         reader = reader_type.New()
@@ -190,7 +192,14 @@ def _voxels(ordered: Sequence[Slice], what: str) -> NDArray[Any]:
                 f"{what} is damaged: the image of slice {index + 1} of {len(ordered)} cannot be decoded "
                 "(truncated, or an unknown compression); copy or export the series again"
             ) from error
-        pixels = np.asarray(itk.array_from_image(reader.GetOutput()))[0].T
+        yield np.asarray(itk.array_from_image(reader.GetOutput()))[0].T
+
+
+def _voxels(ordered: Sequence[Slice], what: str) -> NDArray[Any]:
+    """Read slice by slice into one array: int16 as long as integers that fit come, else float32."""
+    first = ordered[0]
+    volume: NDArray[Any] = np.empty((first.columns, first.rows, len(ordered)), dtype=np.int16, order="F")
+    for index, pixels in enumerate(dicom_planes(ordered, what)):
         if volume.dtype == np.int16 and not _fits(pixels):
             volume = volume.astype(np.float32, order="F")
         volume[:, :, index] = pixels

@@ -9,6 +9,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -61,6 +62,59 @@ def read_nifti_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float6
     return shape, _affine(header, shape, what)[0]
 
 
+@dataclass(frozen=True)
+class NiftiPlanes:
+    """A NIfTI file whose header was read and judged, and whose voxels come plane by plane.
+
+    Attributes:
+        head: what the header says; its array holds no voxels.
+        path: the file.
+    """
+
+    head: Loaded
+    path: Path
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        """Read the file once: planes (I, J) in their order along K, scaled, of the file's type or float32.
+
+        Raises:
+            InputError: truncated or damaged.
+        """
+        what, header = str(self.path), self.head.header
+        i, j, k = self.head.array.shape
+        dtype, (slope, inter) = _voxel_type(header, what), _scaling(header)
+        with _sound(what), _opened(self.path) as stream:
+            _skip(stream, _offset(header, what))
+            for index in range(k):
+                raw = _voxels(stream, b"", 0, (i, j, 1), dtype, what, done=index, of=k)
+                yield scaled(raw, slope, inter)[..., 0]
+            _to_the_end(stream)
+
+
+def nifti_planes(path: Path) -> NiftiPlanes:
+    """Open a NIfTI file without reading its voxels.
+
+    Raises:
+        InputError, GeometryError: as `read_nifti`, as far as the header tells.
+    """
+    what = str(path)
+    with _sound(what), _opened(path) as stream:
+        header = _header(stream.read(_HEADER_BYTES), what)
+    shape, notes = _grid(header, what)
+    dtype = _voxel_type(header, what)
+    affine, words = _affine(header, shape, what)
+    _offset(header, what)
+    head = Loaded(
+        array=np.broadcast_to(np.zeros(1, dtype=np.int16), shape),
+        affine=affine,
+        format="nifti",
+        header=header,
+        notes=(*notes, *words),
+        eight_bit=dtype == np.uint8 and _scaling(header) == (1.0, 0.0),
+    )
+    return NiftiPlanes(head, path)
+
+
 @contextmanager
 def _sound(what: str) -> Iterator[None]:
     """Turn what a damaged file raises into a sentence."""
@@ -87,6 +141,7 @@ def _read(stream: IO[bytes], path: Path, what: str) -> Loaded:
     check_memory(shape, what)
     offset = _offset(header, what)
     raw = _voxels(stream, start, offset, shape, dtype, what)
+    _to_the_end(stream)
     slope, inter = _scaling(header)
     return Loaded(
         array=scaled(raw, slope, inter),
@@ -191,9 +246,16 @@ def _same_place(one: NDArray[np.float64], other: NDArray[np.float64], shape: tup
 
 
 def _voxels(
-    stream: IO[bytes], start: bytes, offset: int, shape: tuple[int, int, int], dtype: np.dtype[Any], what: str
+    stream: IO[bytes],
+    start: bytes,
+    offset: int,
+    shape: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    what: str,
+    done: int = 0,
+    of: int = 1,
 ) -> NDArray[Any]:
-    """Read exactly the declared voxels, then to the end of the stream, so that gzip's checksum is verified."""
+    """Read exactly the declared voxels; `done` of `of` such pieces were read before."""
     raw: NDArray[Any] = np.empty(shape, dtype=dtype, order="F")
     target = raw.reshape(-1, order="F").view(np.uint8)
     already = start[offset:]
@@ -207,17 +269,21 @@ def _voxels(
         count = stream.readinto(view[filled : filled + _BLOCK])  # type: ignore[attr-defined]
         if not count:
             raise InputError(
-                f"{what} is truncated: its header declares {target.size} bytes of voxels, but {filled} are there; "
-                "copy or download it again"
+                f"{what} is truncated: its header declares {target.size * of} bytes of voxels, but "
+                f"{target.size * done + filled} are there; copy or download it again"
             )
         filled += count
-    if isinstance(stream, gzip.GzipFile):
-        while stream.read(_BLOCK):
-            pass
     if not dtype.isnative:
         raw.byteswap(inplace=True)
         raw = raw.view(dtype.newbyteorder("="))
     return raw
+
+
+def _to_the_end(stream: IO[bytes]) -> None:
+    """Read what follows the voxels, so that gzip's checksum is verified."""
+    if isinstance(stream, gzip.GzipFile):
+        while stream.read(_BLOCK):
+            pass
 
 
 def _skip(stream: IO[bytes], count: int) -> None:

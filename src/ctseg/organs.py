@@ -42,15 +42,27 @@ def voxel_volume_ml(affine: NDArray[Any]) -> float:
     return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3]))) / 1000.0
 
 
-def _box(found: NDArray[np.bool_]) -> tuple[tuple[int, int], ...] | None:
-    """First and last index along each axis, inclusive, of what is True in a 3D array; None when nothing is."""
-    box = []
-    for axis in range(3):
-        hits = np.flatnonzero(found.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not hits.size:
-            return None
-        box.append((int(hits[0]), int(hits[-1])))
-    return tuple(box)
+def extent_of(label_map: NDArray[Any], code: int) -> tuple[int, tuple[tuple[int, int], ...] | None]:
+    """Return how many voxels have a value, and first and last index (inclusive) along each axis; None for no voxel.
+
+    A plane at a time, so that no mask of the label map's size is made.
+    """
+    if not all(label_map.shape):
+        return 0, None
+    slowest = int(np.argmax(np.abs(label_map.strides)))  # of the axes: its planes lie together in memory
+    voxels, hits = 0, [np.zeros(size, dtype=np.bool_) for size in label_map.shape]
+    first, second = (axis for axis in range(3) if axis != slowest)
+    for index, plane in enumerate(np.moveaxis(label_map, slowest, 0)):
+        found = plane == code
+        if here := int(np.count_nonzero(found)):
+            voxels += here
+            hits[slowest][index] = True
+            hits[first] |= found.any(axis=1)
+            hits[second] |= found.any(axis=0)
+    if not voxels:
+        return 0, None
+    ends = [np.flatnonzero(hit)[[0, -1]] for hit in hits]
+    return voxels, tuple((int(low), int(high)) for low, high in ends)
 
 
 def measure_organs(label_map: NDArray[Any], labels: Mapping[str, int], affine: NDArray[Any]) -> list[Organ]:
@@ -64,9 +76,7 @@ def measure_organs(label_map: NDArray[Any], labels: Mapping[str, int], affine: N
     ml = voxel_volume_ml(affine)
     organs = []
     for name, code in labels.items():
-        found = label_map == code
-        voxels = int(np.count_nonzero(found))
-        box = _box(found)
+        voxels, box = extent_of(label_map, code)
         edges = []
         for axis, size in enumerate(label_map.shape if box else ()):
             # An axis of one slice cuts everything: that is the image's nature and no finding about the organ.

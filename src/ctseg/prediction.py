@@ -196,6 +196,11 @@ class Predictor:
         """The bundle's network with its weights, for whoever runs it in another way."""
         return self._network
 
+    @property
+    def parts(self) -> tuple[Any, Any]:
+        """The preprocessing and the inferer, as the bundle declares them."""
+        return self._preprocessing, self._inferer
+
     def explore(
         self,
         source: str | Path | Volume | StudyLike,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg import cohortcommand, flatcommand, labelcodes
+from ctseg.budget import gib, memory_size, peak_memory
 from ctseg.dependencies import check_dependencies
 from ctseg.errors import ConfigError, InputError
 from ctseg.flatoutputs import FLAT_KINDS
@@ -155,6 +156,13 @@ def add_command(commands: Any) -> None:
         f"(default: {labelcodes.OWN}, the bundle's own)",
     )
     segment.add_argument(
+        "--max-ram",
+        type=memory_size,
+        metavar="SIZE",
+        help="take no more memory than this, for example 4G: large images are then worked on in slabs; what cannot be "
+        "done within it is refused before it is begun (with --workers: all of them together)",
+    )
+    segment.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT even when they are not from an earlier run"
     )
     cohortcommand.add_options(segment)
@@ -197,16 +205,20 @@ def _segment(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         runtime=arguments.runtime,
         progress=lambda stage: say(_STAGES.get(stage, stage)),
+        max_ram=arguments.max_ram,
     ).prediction
     prediction = dataclasses.replace(prediction, seconds=_with_load(prediction.seconds, imported))
     say(f"writing {', '.join(kinds)}")
     files, report = write_outputs(prediction, out, kinds, faces=arguments.faces)
+    if arguments.max_ram is not None:
+        say(f"the most memory that was taken: {gib(peak_memory())} of {gib(arguments.max_ram)}")
     print(_summary(report, out, files))
 
 
 def _segment_many(arguments: argparse.Namespace) -> None:
     """Every study below a folder: see `ctseg.cohort`."""
     if arguments.task is not None and arguments.organs is None and (info := get_bundle(arguments.task)).classifies:
+        _check_makes_masks(info, arguments)
         cohortcommand.run(arguments, (info,), _wanted_kinds(arguments.output, info), say)
         return
     selection = select(arguments.organs, arguments.task)
@@ -237,7 +249,13 @@ def _check_source(source: Path) -> None:
         raise InputError(f"there is no file or folder {source}; name a NIfTI, NRRD, MetaImage, DICOM folder or zip")
 
 
+def _check_makes_masks(bundle: BundleInfo, arguments: argparse.Namespace) -> None:
+    if arguments.max_ram is not None:
+        raise ConfigError(f"--max-ram is for tasks that make a mask, but {bundle.name} is a classifier; leave it out")
+
+
 def _classify(bundle: BundleInfo, arguments: argparse.Namespace) -> None:
+    _check_makes_masks(bundle, arguments)
     _check_source(arguments.input)
     verify_weights(bundle)
     check_dependencies(bundle)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ctseg.errors import ConfigError
 from ctseg.manifolds import separated
+from ctseg.organs import extent_of
 
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SMOOTHING_STEPS = 20
@@ -50,12 +51,11 @@ def surface_of_label(
     """
     if faces is not None and faces < 4:
         raise ConfigError(f"{faces} faces were asked for: nothing closed has fewer than 4; name more faces")
-    found = label_map == code
-    hits = [np.flatnonzero(found.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
-    if not hits[0].size:
+    _, box = extent_of(label_map, code)
+    if box is None:
         return None
-    first = np.array([hit[0] for hit in hits])
-    organ = found[tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)]
+    first = np.array([low for low, _ in box])
+    organ = label_map[tuple(slice(low, high + 1) for low, high in box)] == code
     to_lps = _LPS_FROM_RAS @ np.asarray(affine, dtype=np.float64)
     vertices, triangles = _marched(organ, first, to_lps)
     centre = vertices.mean(axis=0)  # small numbers keep more digits

@@ -51,16 +51,36 @@ def to_lpi(affine: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(nib.orientations.ornt_transform(here, there))
 
 
-def _largest_slice(found: NDArray[np.bool_], axis: int) -> int:
-    """Index of the slice with the most voxels along an axis; the middle one when there are none."""
-    area = found.sum(axis=tuple(other for other in range(3) if other != axis))
-    return int(np.argmax(area)) if area.any() else found.shape[axis] // 2
+def _areas(label_map: NDArray[Any], codes: Collection[int]) -> list[NDArray[np.int64]]:
+    """How many voxels of the organs there are in each slice along each axis of the source, a plane at a time."""
+    areas = [np.zeros(size, dtype=np.int64) for size in label_map.shape]
+    slowest = int(np.argmax(np.abs(label_map.strides)))  # its planes lie together in memory
+    first, second = (axis for axis in range(3) if axis != slowest)
+    for index, plane in enumerate(np.moveaxis(label_map, slowest, 0)):
+        if plane.any():
+            found = np.isin(plane, list(codes))
+            areas[slowest][index] = found.sum()
+            areas[first] += found.sum(axis=1)
+            areas[second] += found.sum(axis=0)
+    return areas
 
 
-def _centre(found: NDArray[np.bool_], axis: int) -> float:
+def _largest(areas: NDArray[np.int64]) -> int:
+    """Index of the slice with the most voxels; the middle one when there are none."""
+    return int(np.argmax(areas)) if areas.any() else len(areas) // 2
+
+
+def _centre(areas: NDArray[np.int64]) -> float:
     """Middle of the organ along an axis, as an index; the middle of the grid when there is none."""
-    hits = np.flatnonzero(found.any(axis=tuple(other for other in range(3) if other != axis)))
-    return float(hits[0] + hits[-1]) / 2 if hits.size else found.shape[axis] / 2
+    hits = np.flatnonzero(areas)
+    return float(hits[0] + hits[-1]) / 2 if hits.size else len(areas) / 2
+
+
+def _cuts(array: Any, places: list[tuple[int, int]]) -> list[NDArray[Any]]:
+    """Planes of an image, each by its axis and index; of one that is streamed all in one reading."""
+    if hasattr(array, "cuts"):
+        return list(array.cuts(places))
+    return [np.moveaxis(array, axis, 0)[index] for axis, index in places]  # np.take would copy all of it
 
 
 def _window_round(middle: float, size: int, spacing: float) -> slice:
@@ -85,23 +105,29 @@ def views_through(
         codes: the values of the label map that count as organ.
     """
     flips = to_lpi(affine)
-    image = nib.orientations.apply_orientation(array, flips)
-    mask = nib.orientations.apply_orientation(label_map, flips)
     source_axis = [int(np.flatnonzero(flips[:, 0] == axis)[0]) for axis in range(3)]
     flipped = [flips[source_axis[axis], 1] < 0 for axis in range(3)]
     lengths = np.sqrt((np.asarray(affine, dtype=np.float64)[:3, :3] ** 2).sum(axis=0))
     spacing = [float(lengths[source_axis[axis]]) for axis in range(3)]
-    found = np.isin(mask, list(codes))
-    middles = [_largest_slice(found, axis) for axis in range(3)]
-    crops = [_window_round(_centre(found, axis), mask.shape[axis], spacing[axis]) for axis in range(3)]
+    own = _areas(label_map, codes)
+    areas = [own[source_axis[axis]][:: -1 if flipped[axis] else 1] for axis in range(3)]
+    middles = [_largest(along) for along in areas]
+    crops = [_window_round(_centre(along), len(along), step) for along, step in zip(areas, spacing, strict=True)]
+    places = []
+    for _, along, _, _ in PLANES:
+        middle = len(areas[along]) - 1 - middles[along] if flipped[along] else middles[along]
+        places.append((source_axis[along], middle))
     views = []
-    for name, along, across, down in PLANES:
-        index: list[Any] = list(crops)
-        index[along] = middles[along]
-        # Both remaining axes keep their order, so rows (down) come after columns (across): transpose.
-        picture, outline = (np.asarray(a[tuple(index)]).T for a in (image, mask))
-        count = int(mask.shape[along])
-        number = count - middles[along] if flipped[along] else middles[along] + 1
+    for plane, image, mask in zip(PLANES, _cuts(array, places), _cuts(label_map, places), strict=True):
+        name, along, across, down = plane
+        pictures = []
+        for cut in (image, mask):
+            # The axis looked along is gone; of the other two the one with the lower number in the source comes first.
+            turned = cut if source_axis[across] > source_axis[down] else cut.T
+            rows, columns = (slice(None, None, -1 if flipped[axis] else 1) for axis in (down, across))
+            pictures.append(turned[rows, columns][crops[down], crops[across]])
+        count = len(areas[along])
         letters = (*EDGES[across], *EDGES[down])
-        views.append(View(name, picture, outline, (spacing[down], spacing[across]), letters, number, count))
+        number = places[len(views)][1] + 1
+        views.append(View(name, *pictures, (spacing[down], spacing[across]), letters, number, count))
     return views
