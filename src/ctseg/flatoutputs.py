@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from ctseg.errors import ConfigError
 from ctseg.files import REPORT_SCHEMA, file_sha256, write_beside
 from ctseg.flatimages import FlatImage
-from ctseg.outputs import REPORT, fill_folder
+from ctseg.outputs import FLAT_KINDS, REPORT, fill_folder
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction
 
-FLAT_KINDS = ("mask", "png", "json")
 MASK, PREVIEW = "mask.png", "preview.png"
 _WIDEST = 640  # pixels of the preview's pictures
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ctseg.prediction import Prediction
 
 KINDS = ("nifti", "seg", *MESH_KINDS, "png", "json", *LABEL_FILES)
+FLAT_KINDS = ("mask", "png", "json")  # of a flat image (`ctseg.flatoutputs`)
 USUAL_KINDS = ("nifti", "stl", "png", "json")  # what is written when no kinds are named
 MASK, SEG, PREVIEW, REPORT = "mask.nii.gz", "segmentation.dcm", "preview.png", "report.json"
 _STAGING = ".ctseg-"  # of the hidden folder that is filled first

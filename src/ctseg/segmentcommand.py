@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import cohortcommand, flatcommand, labelcodes
+from ctseg import cohortcommand, labelcodes
 from ctseg.budget import gib, memory_size, peak_memory
 from ctseg.dependencies import check_dependencies
 from ctseg.errors import ConfigError, InputError
-from ctseg.flatoutputs import FLAT_KINDS
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.organchoice import default_task, select
-from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
+from ctseg.outputs import FLAT_KINDS, KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
 from ctseg.presence_output import PRESENCE_KINDS, presence_names, presence_summary, write_presence
 from ctseg.registry import BundleInfo, find_bundles, get_bundle, verify_weights
 from ctseg.runtimes import RUNTIMES
@@ -178,6 +177,8 @@ def _segment(arguments: argparse.Namespace) -> None:
     source: Path = arguments.input
     out: Path = arguments.out
     if arguments.task is not None and arguments.organs is None and (flat := get_bundle(arguments.task)).flat:
+        from ctseg import flatcommand  # brings NumPy
+
         flatcommand.run(flat, arguments, say)
         return
     if cohortcommand.is_asked_for(arguments):
