@@ -106,7 +106,7 @@ def refused(server: Server, **params: Any) -> str:
     return str(caught.value.msg)
 
 
-def until(server: Server, *states: str, seconds: float = 300.0) -> dict[str, Any]:
+def until(server: Server, *states: str, seconds: float = 600.0) -> dict[str, Any]:
     """Wait for a state of the training and return its status."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -211,7 +211,7 @@ def start_endless(server: Server) -> None:
     """Start a training that would last long, and wait for its first epoch."""
     before = stats(server)["run"]
     server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, "resume": False})
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     while stats(server)["run"] == before or not stats(server)["history"]:
         assert time.monotonic() < deadline, server.client.train_status()
         time.sleep(0.2)
@@ -232,7 +232,7 @@ def test_training_ends_with_its_server(server: Server) -> None:
     main_process = next(p for p in psutil.process_iter(["cmdline"]) if _has(p, f"--port {port}"))
     training = next(p for p in main_process.children(recursive=True) if _has(p, "monailabel.interfaces.utils.app"))
     main_process.kill()
-    psutil.wait_procs([training], timeout=60)
+    psutil.wait_procs([training], timeout=120)
     assert not training.is_running() or training.status() == psutil.STATUS_ZOMBIE
 
 
