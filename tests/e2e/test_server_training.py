@@ -207,10 +207,10 @@ def test_values_that_nobody_named_end_in_error_with_the_sentence(server: Server)
     save_label(server, int(trained.removeprefix("case")))
 
 
-def start_endless(server: Server) -> None:
+def start_endless(server: Server, **more: Any) -> None:
     """Start a training that would last long, and wait for its first epoch."""
     before = stats(server)["run"]
-    server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, "resume": False})
+    server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, "resume": False, **more})
     deadline = time.monotonic() + 400
     while stats(server)["run"] == before or not stats(server)["history"]:
         assert time.monotonic() < deadline, server.client.train_status()
@@ -223,6 +223,25 @@ def test_stop(server: Server) -> None:
     server.client.train_stop()
     assert server.client.train_status(check_if_running=True) is False
     assert "total_time" not in stats(server)
+
+
+def test_a_training_that_was_killed_goes_on(server: Server) -> None:
+    """The stop is a SIGKILL in the middle of whatever it does; the same request goes on from its last epoch."""
+    request = {"resume": True, "train_batch_size": 3}  # another one than before: it begins anew
+    start_endless(server, **request)
+    server.client.train_stop()
+    killed = stats(server)
+    server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, **request})
+    deadline = time.monotonic() + 400
+    while not stats(server)["resumed"] or stats(server)["epoch"] <= killed["epoch"]:
+        assert time.monotonic() < deadline, server.client.train_status()
+        time.sleep(0.2)
+    going_on = stats(server)
+    server.client.train_stop()
+    assert going_on["run"] == killed["run"]
+    assert [entry["epoch"] for entry in going_on["history"]] == list(range(1, going_on["epoch"] + 1))
+    kept = killed["history"][: killed["epoch"] - 1]  # the checkpoint of the very last one may not have been written
+    assert going_on["history"][: len(kept)] == kept
 
 
 def test_training_ends_with_its_server(server: Server) -> None:
