@@ -123,14 +123,15 @@ def full_disk(studies: Path, masks: list[Path], steps: int) -> dict[str, int]:
 
 
 class FullDisk:
-    """The n-th call that writes raises ENOSPC, as the system does."""
+    """The n-th call that writes raises ENOSPC, as the system does; `more` are further calls: (owner, name)."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, *more: tuple[Any, str]) -> None:
         self._left = step
+        self._more = more
         self._kept: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> None:
-        for owner, name in ((shutil, "copyfile"), (Path, "write_bytes"), (os, "fsync"), (Path, "replace")):
+        for owner, name in ((shutil, "copyfile"), (Path, "write_bytes"), (os, "fsync"), (Path, "replace"), *self._more):
             real = getattr(owner, name)
             self._kept.append((owner, name, real))
             setattr(owner, name, self._failing(real))

@@ -17,7 +17,7 @@ class Gate:
     def __call__(self, data: Any) -> Any:
         if (self.folder / "hold").exists():
             (self.folder / f"started-{secrets.token_hex(6)}").touch()
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while (self.folder / "hold").exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
         return data

@@ -46,7 +46,7 @@ def ask(
 ) -> Answer:
     """Send one request and read the whole answer; an iterable body is sent in chunks without a length."""
     sent = {"Connection": "close", **({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
-    connection = http.client.HTTPConnection(host, port, timeout=120)
+    connection = http.client.HTTPConnection(host, port, timeout=300)
     try:
         with suppress(BrokenPipeError, ConnectionResetError):  # refused before all was sent
             connection.request(method, path, body=body, headers=sent, encode_chunked=not isinstance(body, bytes | None))

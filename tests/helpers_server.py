@@ -172,7 +172,7 @@ def started_server(
     work: Path,
     *conf: tuple[str, str],
     host: str | None = "127.0.0.1",
-    seconds: float = 180.0,
+    seconds: float = 400.0,
     **environment: str,
 ) -> Iterator[RunningServer]:
     """Start the server as a process, yield it once `/info/` answers, and end its whole process group."""
@@ -199,7 +199,7 @@ def started_server(
 
 
 @contextmanager
-def running_server(studies: Path, work: Path, *conf: tuple[str, str], seconds: float = 180.0) -> Iterator[str]:
+def running_server(studies: Path, work: Path, *conf: tuple[str, str], seconds: float = 400.0) -> Iterator[str]:
     """Start the server as `started_server` does, and yield its address."""
     with started_server(studies, work, *conf, seconds=seconds) as server:
         yield server.url

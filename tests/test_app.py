@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers_app import (  # noqa: F401 - fixtures
+    AppUnderTest,
     StubPredictor,
     build_app,
     fixture_app,
     fixture_bundles,
     fixture_studies,
     fixture_under_test,
+    load_app_class,
     sibling,
 )
 from helpers_server import add_weights, oblique_affine, write_fake_bundle
@@ -81,6 +84,22 @@ def test_info_lists_every_bundle(app: Any) -> None:
     assert set(info["scoring"]) == {"dice"}
     assert list(info["trainers"]) == list(models)
     assert info["labels"] == ["aaa", "new", "left thing", "right thing"]
+
+
+def test_metaimages_are_studies_too(under_test: AppUnderTest) -> None:
+    """MONAI Label's own list of extensions lacks them."""
+    sitk = pytest.importorskip("SimpleITK")
+    source = sitk.ReadImage(str(under_test.studies / "case1.nii.gz"))
+    sitk.WriteImage(source, str(under_test.studies / "meta.mha"))
+    app = load_app_class()(str(app_root()), str(under_test.studies), {"bundles": str(under_test.bundles)})
+    assert "meta" in app.datastore().list_images()
+    assert app.datastore().get_image_uri("meta").endswith("meta.mha")
+
+
+def test_nothing_else_is_offered_or_loaded(app: Any) -> None:
+    """Stock apps bring SAM2, whose weights they download when they start."""
+    assert not [name for name in app.info()["models"] if "sam" in name.lower()]
+    assert not [name for name in sys.modules if name.startswith("monailabel.sam2")]
 
 
 def test_no_organ_and_no_environment_variable_in_the_app() -> None:

@@ -24,6 +24,7 @@ from ctseg.prediction import Predictor
 from ctseg.registry import BundleInfo, app_root, get_bundle
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
+from fastapi import HTTPException
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,16 @@ def test_a_trained_version_finds_what_it_needs_in_the_servers_bundles(app: Any) 
     assert told["version"] == made.version and "Not usable" not in told["description"]
     assert content(app, SECOND)
     assert set(app.made) == {f"{SECOND} {made.version}", f"{ORGAN} 0.1.0"}
+
+
+def test_a_checkpoint_without_the_networks_tensors_is_refused(app: Any, bundles: Path) -> None:
+    """MONAI Label itself answers such a one with a mask."""
+    import torch
+
+    torch.save({}, bundles / ORGAN / "models" / "model.pt")
+    with pytest.raises(HTTPException, match="do not fit the network") as caught:
+        content(app, ORGAN)
+    assert caught.value.status_code == 409
 
 
 def test_an_organ_that_was_trained_here_only_serves_the_others(app: Any, bundles: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app_train_options import read_options, shown_options
+from app_train_options import has_gpu, read_options, shown_options
 from app_train_progress import read_stats
 from app_train_run import Plan, end_with_the_server, in_helper_process, run_plan
 from app_train_versions import told
@@ -20,7 +20,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
 from ctseg.annotated import AnnotatedStudy, check_label_values, named_values, prepare_training_data
-from ctseg.errors import BundleError, ConfigError, InputError
+from ctseg.errors import BundleError, ConfigError, CtsegError, InputError
 from ctseg.registry import BundleInfo, get_bundle, verify_weights
 from ctseg.versions import Versions
 
@@ -53,7 +53,7 @@ class TrainingTask(TrainTask):
         except BundleError as error:
             return {"description": str(error), "config": {}, "version": ""}
         versions = self.versions()
-        return {**super().info(), "version": version, **({} if versions is None else told(versions))}
+        return {**super().info(), "version": version, "gpu": has_gpu(), **({} if versions is None else told(versions))}
 
     def config(self) -> dict[str, Any]:
         """Return the options that a viewer shows."""
@@ -90,6 +90,15 @@ class TrainingTask(TrainTask):
     def versions(self) -> Versions | None:
         """Return the bundle's networks; None when the studies are on a server and none can be made here."""
         return Versions(self._data, self._bundle()) if self._data else None
+
+    def tidy(self) -> None:
+        """Remove what killed trainings left half written."""
+        try:
+            versions = self.versions()
+            if versions is not None:
+                versions.tidy()
+        except CtsegError as error:  # a broken bundle, or studies that cannot be written: said when it matters
+            logger.warning("Nothing is tidied: %s", error)
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train to the end.

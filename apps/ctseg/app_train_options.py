@@ -63,7 +63,7 @@ def shown_options(info: BundleInfo) -> dict[str, Any]:
     declared = _declared(info)
     return {
         # A viewer sends the first unasked: the CPU must be chosen.
-        "device": [*(name for name in device_list() if name != "cpu"), "cpu"] if _has_gpu() else ["cuda", "cpu"],
+        "device": [*(name for name in device_list() if name != "cpu"), "cpu"] if has_gpu() else ["cuda", "cpu"],
         "pretrained": True,
         "max_epochs": declared["epochs"],
         "train_batch_size": declared["batch_size"],
@@ -110,7 +110,7 @@ def training_device(asked: Any) -> str:
     first = asked[0] if isinstance(asked, list) and asked else asked
     if first == "cpu":
         return "cpu"
-    if not _has_gpu():
+    if not has_gpu():
         raise DeviceError(
             "training runs on CUDA and PyTorch sees no GPU on this server: train on a machine with one, or insist by "
             "choosing the device cpu (slow; meant for tests and small data)"
@@ -119,7 +119,8 @@ def training_device(asked: Any) -> str:
     return inference_device(str(device_map().get(name, name)))
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether there is a GPU to train on."""
     import torch
 
     return bool(torch.cuda.is_available())

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from app_train_options import TrainOptions
 from app_train_progress import Progress
@@ -75,6 +75,16 @@ def in_helper_process() -> bool:
     return getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", None) == _HELPER
 
 
+def end_with_sentence(sentence: str) -> NoReturn:
+    """End the training's process with one sentence, as the last line of what it says.
+
+    MONAI Label reads the lines only as long as the process lives: what is written just before its end may be lost.
+    """
+    print(f"ctseg: {sentence}", file=sys.stderr, flush=True)
+    time.sleep(1.0)
+    raise SystemExit(1)
+
+
 def end_with_the_server(server: int | None) -> None:
     """End this process when the server has ended: a training must not live on, unseen, on the GPU.
 
@@ -100,6 +110,15 @@ def run_plan(plan: Plan) -> dict[str, Any]:
     Raises:
         CtsegError: one sentence, when a case cannot be used, memory does not suffice, or nothing was saved.
     """
+    with plan.versions.being_trained() as free:
+        if not free:
+            raise TrainingFailed(
+                f"another training of {plan.bundle.name} is running in {plan.data.folder}; wait for its end, or stop it"
+            )
+        return _run(plan)
+
+
+def _run(plan: Plan) -> dict[str, Any]:
     run, resumed = _run_folder(plan)
     progress = Progress(plan, run, resumed)
     progress.write()

@@ -37,7 +37,7 @@ from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
 from app_threads import stock_routes
 from app_train import FOLDER, TrainingTask
 from app_train_routes import training_routes
-from app_train_run import in_helper_process
+from app_train_run import end_with_sentence, in_helper_process
 from app_train_versions import version_routes
 from app_viewer import viewer_routes
 from fastapi.routing import APIRoute
@@ -93,6 +93,9 @@ class CtsegApp(MONAILabelApp):
             os.umask(0o777 & ~folder.stat().st_mode)
         # Stock starts a process that imports everything anew after each sample; scores are computed when asked for.
         self._auto_update_scoring = False
+        if not in_helper_process():
+            for task in self._trainers.values():
+                task.tidy()
         use_our_dicom_seg(self, known_entries(self._bundles.values()))
         harden(self._routes, access, self._audit)
 
@@ -246,7 +249,7 @@ class CtsegApp(MONAILabelApp):
             return self.trainer(request.get("model"))(request, self.datastore())
         except CtsegError as error:
             if in_helper_process():
-                raise SystemExit(f"ctseg: {error}") from error
+                end_with_sentence(str(error))
             raise refused(*sentence_for(error, Path(self.studies).resolve(), "the studies")) from error
 
     def bundles(self) -> dict[str, BundleInfo]:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from ctseg.errors import OutputError
-from ctseg.files import file_sha256, sync_folder, write_beside
+from ctseg.files import PART, file_sha256, sync_folder, write_beside
 from ctseg.registry import BundleInfo, get_bundle
 
 _WEIGHTS = "models/model.pt"
@@ -34,7 +34,7 @@ def copy_with_weights(
     """
     if target.exists():
         raise OutputError(f"{target} is there already; name a new folder")
-    beside = target.with_name(f".{target.name}.part")
+    beside = target.with_name(f".{target.name}{PART}")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(bundle.path / "configs", beside / "configs", ignore=shutil.ignore_patterns("monailabel_*"))
@@ -52,11 +52,13 @@ def copy_with_weights(
         write_beside(beside / "configs" / "metadata.json", (json.dumps(metadata, indent=4) + "\n").encode())
         beside.rename(target)
         sync_folder(target.parent)
-    except OSError as error:
+    except (OSError, shutil.Error) as error:  # the second gathers what failed in a tree
         shutil.rmtree(beside, ignore_errors=True)
-        raise OutputError(
-            f"cannot write the bundle {target}: {error.strerror or error}; check rights and space"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write the bundle {target}: {reason}; check rights and space") from error
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     return get_bundle(target)
 
 

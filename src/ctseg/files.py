@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 from ctseg.errors import OutputError
 
 _BLOCK = 1 << 20
+_UNFINISHED = re.compile(r"\.[0-9a-f]{12}-.+")  # what `written_beside` writes to
+PART = ".part"  # the ending of a folder that is not complete yet; its name begins with a dot
 REPORT_SCHEMA = "ctseg-report/1"  # of report.json, raised when a key changes its meaning
 
 
@@ -80,6 +84,50 @@ def write_beside(path: Path, content: bytes, mode: int | None = None) -> None:
         beside.write_bytes(content)
         if mode is not None:
             beside.chmod(mode)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder: files written beside, and folders not complete.
+
+    Nobody else may be writing there. Folders below are not looked into.
+    """
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        if path.is_dir() and path.name.endswith(PART):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() and _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock that goes with the process, however it ends; True, or False when another one holds it.
+
+    Args:
+        path: a file for it; its folder is made.
+        wait: until it is free; False gives False at once instead. Where the system has no such locks (Windows), there
+            is none, and True.
+
+    Raises:
+        OutputError: the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("ab")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path.name} into {path.parent}: {error.strerror or error}; name a folder that can be written"
+        ) from error
+    with stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except ImportError:
+            pass
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def mesh_name(label: str, kind: str = "stl") -> str:

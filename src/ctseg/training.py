@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, EarlyStopping
 from monai.engines import default_prepare_batch
 from torch.nn.functional import interpolate
 
 from ctseg.errors import ConfigError
-from ctseg.files import written_beside
+from ctseg.files import remove_unfinished
 from ctseg.history import History, stalled
 from ctseg.partial import with_flags
 from ctseg.schedules import stages_of
 from ctseg.sentences import said_plainly
-from ctseg.weights import LoadWeights
+from ctseg.weights import LoadWeights, save_tensors
 
 
 class StartFrom:
@@ -46,7 +47,9 @@ class StartFrom:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Load the checkpoint or the weights."""
+        """Load the checkpoint or the weights; what a killed training left half written goes."""
+        if idist.get_rank() == 0:
+            remove_unfinished(self.ckpt_dir)
         newest = newest_checkpoint(self.ckpt_dir) if self.resume else None
         if newest is not None:
             checkpoint = torch.load(newest, map_location="cpu", weights_only=True)
@@ -94,8 +97,7 @@ class SaveEachEpoch:
         if (scaler := getattr(engine, "scaler", None)) is not None:  # of mixed precision
             state["scaler"] = scaler.state_dict()
         path = self.ckpt_dir / f"checkpoint_epoch={engine.state.epoch}.pt"
-        with written_beside(path) as beside:
-            torch.save(state, beside)
+        save_tensors(state, path)
         for old in self.ckpt_dir.glob("checkpoint_epoch=*.pt"):
             if old != path:
                 old.unlink(missing_ok=True)
@@ -130,8 +132,7 @@ class SaveBest:
         if not math.isfinite(value):
             engine.logger.warning(f"{self.metric} has no value in this validation: no weights are kept of it.")
         elif best is None or value > best or not self.path.is_file():
-            with written_beside(self.path) as beside:
-                torch.save(_bare(self.network).state_dict(), beside)
+            save_tensors(_bare(self.network).state_dict(), self.path)
             engine.logger.info(f"Kept the weights: {self.metric} {value:.4f} is the best so far.")
 
 
@@ -141,8 +142,9 @@ def _bare(item: Any) -> Any:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of the latest epoch in a folder (`*_epoch=N.pt`), or None."""
-    found = [(int(m[1]), path) for path in folder.glob("*_epoch=*.pt") if (m := re.search(r"_epoch=(\d+)", path.name))]
+    """Return the checkpoint of the latest epoch in a folder (`*_epoch=N.pt`), or None; an unfinished file is none."""
+    files = (path for path in folder.glob("*_epoch=*.pt") if not path.name.startswith("."))
+    found = [(int(m[1]), path) for path in files if (m := re.search(r"_epoch=(\d+)", path.name))]
     return max(found)[1] if found else None
 
 

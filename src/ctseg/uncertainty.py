@@ -2,7 +2,7 @@
 
 One pass over the probabilities (`organ_sums`) gives what the strategies choose by and what the estimate of a mask's
 quality is made of (`ctseg.quality`). Every number is of one organ and of the region where the network takes the organ
-to be possible: the mean over a whole volume says nothing of a small organ, since almost all of it is certain background.
+to be possible: the mean over a whole volume says nothing of a small organ, since most of it is certain background.
 """
 
 from __future__ import annotations

@@ -2,23 +2,27 @@
 
 A new network is taken into use only when it is not worse than the one in use on the same validation cases by more than
 a tolerance. Every one stays on disk, the shipped one first of all, and can be chosen again. The list is a JSON file
-beside the trainings (`versions.json`), replaced in one step, so that a reader never sees half of it.
+beside the trainings (`versions.json`), replaced in one step, so that a reader never sees half of it; who changes it
+holds a lock, since the server and a training may do so at once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ctseg.errors import BundleError
-from ctseg.files import write_beside
+from ctseg.files import locked, remove_unfinished, write_beside
 from ctseg.registry import BundleInfo, get_bundle
 
 FILE = "versions.json"
+_LOCK, _TRAINING = "versions.lock", "training.lock"
 TOLERANCE = 0.01  # Dice; validation on few cases varies by more than this from one training to the next
 
 
@@ -127,25 +131,28 @@ class Versions:
         """
         if not made.path.is_relative_to(self.folder.resolve()):
             raise BundleError(f"the bundle {made.path} lies outside {self.folder}, expected it below; move it there")
-        content = self._read()
-        trained = self._trained(content)
-        if made.version in (self.shipped.version, *(one.version for one in trained)):
-            raise BundleError(f"the version {made.version} of {made.name} is entered already; give it another version")
-        new = Version(
-            version=made.version,
-            folder=made.path.relative_to(self.folder.resolve()).as_posix(),
-            dice=dice,
-            previous=self.current().version,
-            previous_dice=previous_dice,
-            cases=cases,
-            tolerance=tolerance,
-            accepted=is_good_enough(dice, previous_dice, tolerance),
-            metric=metric,
-            made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-        current = new.version if new.accepted else str(content.get("current") or self.shipped.version)
-        self._write(current, [*trained, new])
-        return new
+        with locked(self.folder / _LOCK):
+            content = self._read()
+            trained = self._trained(content)
+            if made.version in (self.shipped.version, *(one.version for one in trained)):
+                raise BundleError(
+                    f"the version {made.version} of {made.name} is entered already; give it another version"
+                )
+            new = Version(
+                version=made.version,
+                folder=made.path.relative_to(self.folder.resolve()).as_posix(),
+                dice=dice,
+                previous=self.current().version,
+                previous_dice=previous_dice,
+                cases=cases,
+                tolerance=tolerance,
+                accepted=is_good_enough(dice, previous_dice, tolerance),
+                metric=metric,
+                made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            )
+            current = new.version if new.accepted else str(content.get("current") or self.shipped.version)
+            self._write(current, [*trained, new])
+            return new
 
     def use(self, version: str) -> Version:
         """Take a version into use, whatever its Dice.
@@ -154,15 +161,42 @@ class Versions:
             BundleError: naming the known ones, for another name, or when its files are broken.
             OutputError: the list cannot be written.
         """
-        known = {one.version: one for one in self.all()}
-        if version not in known:
-            raise BundleError(
-                f"there is no version {version!r} of {self.shipped.name}; the known ones are: {', '.join(known)}"
-            )
-        if known[version].folder:
-            get_bundle(self.folder / known[version].folder)
-        self._write(version, self._trained(self._read()))
-        return known[version]
+        with locked(self.folder / _LOCK):
+            known = {one.version: one for one in self.all()}
+            if version not in known:
+                raise BundleError(
+                    f"there is no version {version!r} of {self.shipped.name}; the known ones are: {', '.join(known)}"
+                )
+            if known[version].folder:
+                get_bundle(self.folder / known[version].folder)
+            self._write(version, self._trained(self._read()))
+            return known[version]
+
+    @contextmanager
+    def being_trained(self, patience: float = 30.0) -> Iterator[bool]:
+        """Hold the folder for a training, so that there is one at a time; False when another one holds it.
+
+        What killed trainings left half written in the runs goes.
+
+        Args:
+            patience: seconds to wait for it: the processes that augment for a killed training end some seconds later.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            with locked(self.folder / _TRAINING, wait=False) as free:
+                if free or time.monotonic() >= deadline:
+                    for run in self.folder.glob("runs/*") if free else ():
+                        remove_unfinished(run)
+                    yield free
+                    return
+            time.sleep(0.2)
+
+    def tidy(self) -> None:
+        """Remove all that killed processes left half written, unless a training is running; for a server's start."""
+        if self.folder.is_dir():
+            with self.being_trained(patience=0.0) as free:
+                if free:
+                    remove_unfinished(self.folder)
 
     def _is_there(self, one: Version) -> bool:
         folder = (self.folder / one.folder).resolve()

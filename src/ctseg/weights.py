@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 
-from ctseg.errors import BundleError, CtsegError
+from ctseg.errors import BundleError, CtsegError, OutputError
+from ctseg.files import written_beside
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -41,6 +43,21 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             f"The weights {path} hold a {type(content).__name__}, expected names and tensors: save a state_dict."
         )
     return content
+
+
+def save_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and plain values to a file in one step: it is the old or the new one, never half of one.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    with written_beside(path) as beside:
+        try:
+            torch.save(content, beside)
+        except RuntimeError as error:  # what torch's own writer makes of a full disk
+            raise OutputError(
+                f"cannot write {path.name} into {path.parent}: the disk is full, or went away; make room there"
+            ) from error
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:

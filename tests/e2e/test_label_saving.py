@@ -212,7 +212,7 @@ def test_killed_server_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
         os.kill(server.process.pid, signal.SIGKILL)
         for thread in threads:
             thread.join()
-    deadline = 200
+    deadline = 1200
     while list((tmp_path / "tmp").glob("ctseg-server-*")) and deadline:
         deadline -= 1
         threading.Event().wait(0.1)

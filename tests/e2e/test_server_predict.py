@@ -191,7 +191,7 @@ def test_nothing_is_left_behind(server: Server) -> None:
     post(server, f"/infer/{COMPOSITE}?output=image", ct_file(server), params="{}")
     (private,) = (server.work / "tmp").glob("ctseg-server-*")
     assert private.stat().st_mode & 0o777 == 0o700
-    for _ in range(50):  # MONAI Label deletes after it has answered
+    for _ in range(600):  # MONAI Label deletes after it has answered
         left = [file for file in private.rglob("*") if file.is_file()]
         if not left:
             break

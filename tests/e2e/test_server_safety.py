@@ -376,7 +376,7 @@ def uploads(site: Site) -> list[Path]:
     return [path for path in private_folder(site).rglob("*") if path.is_file()]
 
 
-def until(condition: Any, seconds: float = 60.0) -> None:
+def until(condition: Any, seconds: float = 200.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -608,5 +608,5 @@ def test_uploads_go_when_the_server_is_stopped(archive_site: ArchiveSite, guarde
     assert ask(port, "PUT", "/session/", body, headers, token=token).status == 200
     assert [path for path in (work / "tmp").rglob("*") if path.is_file()]
     process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    process.wait(200)
     until(lambda: list((work / "tmp").glob("ctseg-server-*")) == [])

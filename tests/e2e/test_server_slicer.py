@@ -20,7 +20,11 @@ import pytest
 from helpers_http import Answer, ask, ask_json, form
 from helpers_server import write_phantom_ct
 from helpers_site import MODEL, SHAPE, Site
+from helpers_versions import make_version
 from numpy.typing import NDArray
+
+from ctseg.prediction import Predictor
+from ctseg.registry import get_bundle
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
 with warnings.catch_warnings():
@@ -51,9 +55,6 @@ def client(site: Site, tmp_path: Path) -> Iterator[Any]:
 
 @cache
 def _predictor(folder: Path) -> Any:
-    from ctseg.prediction import Predictor
-    from ctseg.registry import get_bundle
-
     return Predictor(get_bundle(folder), "cpu")
 
 
@@ -233,7 +234,7 @@ def test_scoring_without_a_method_and_training_to_its_end(guarded_site: Site, tm
     trained = post(site, "/train/?run_sync=True", body)
     assert trained.status == 200, trained.text
     assert trained.json()[MODEL]["result"]["total_time"]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while admin(site, "GET", "/scoring/?check_if_running=true").status == 200:
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -263,7 +264,7 @@ def test_others_are_answered_while_cts_are_segmented(site: Site, tmp_path: Path)
     try:
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not list(site.gate.glob("started-*")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -286,3 +287,44 @@ def test_others_are_answered_while_cts_are_segmented(site: Site, tmp_path: Path)
     for image in ("case3", "case4"):
         np.testing.assert_array_equal(masks[image], expected(site, site.studies / f"{image}.nii.gz"))
     assert (masks["case3"] != masks["case4"]).any()
+
+
+def test_a_version_taken_into_use_does_not_disturb_a_running_inference(open_site: Site, tmp_path: Path) -> None:
+    """One CT is held within the server while another network is chosen: its mask is the old one's, the next the new."""
+    site, image, answers = open_site, open_site.studies / "case3.nii.gz", dict[str, bytes]()
+    shipped = get_bundle(site.work / "bundles" / MODEL)
+    made = make_version(shipped, site.studies / "ctseg" / MODEL, seed=23, use=False)
+    asked = (f"/infer/{MODEL}?image=case3&output=image", *form({"params": '{"device": "cpu"}'}))
+
+    def choose(version: str) -> None:
+        told = post(site, f"/versions/{MODEL}", {"version": version})
+        assert told.status == 200 and told.json()["current"] == version, told.text
+
+    def segment(name: str) -> None:
+        answers[name] = admin(site, "POST", *asked).body
+
+    choose(shipped.version)
+    segment("old")
+    for old in site.gate.glob("started-*"):
+        old.unlink()
+    (site.gate / "hold").touch()
+    running = threading.Thread(target=segment, args=("running",))
+    try:
+        running.start()
+        deadline = time.monotonic() + 300
+        while not list(site.gate.glob("started-*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        choose(made.version)  # answered while the inference is held
+        assert "running" not in answers
+    finally:
+        (site.gate / "hold").unlink()
+        running.join()
+    try:
+        segment("new")
+        assert answers["running"] == answers["old"] != answers["new"]
+        (tmp_path / "new.nii.gz").write_bytes(answers["new"])
+        new = Predictor(made, "cpu").predict(image).label_map
+        np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "new.nii.gz").dataobj), new)
+    finally:
+        choose(shipped.version)

@@ -106,7 +106,7 @@ def refused(server: Server, **params: Any) -> str:
     return str(caught.value.msg)
 
 
-def until(server: Server, *states: str, seconds: float = 300.0) -> dict[str, Any]:
+def until(server: Server, *states: str, seconds: float = 600.0) -> dict[str, Any]:
     """Wait for a state of the training and return its status."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -207,11 +207,11 @@ def test_values_that_nobody_named_end_in_error_with_the_sentence(server: Server)
     save_label(server, int(trained.removeprefix("case")))
 
 
-def start_endless(server: Server) -> None:
+def start_endless(server: Server, **more: Any) -> None:
     """Start a training that would last long, and wait for its first epoch."""
     before = stats(server)["run"]
-    server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, "resume": False})
-    deadline = time.monotonic() + 180
+    server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, "resume": False, **more})
+    deadline = time.monotonic() + 400
     while stats(server)["run"] == before or not stats(server)["history"]:
         assert time.monotonic() < deadline, server.client.train_status()
         time.sleep(0.2)
@@ -225,6 +225,25 @@ def test_stop(server: Server) -> None:
     assert "total_time" not in stats(server)
 
 
+def test_a_training_that_was_killed_goes_on(server: Server) -> None:
+    """The stop is a SIGKILL in the middle of whatever it does; the same request goes on from its last epoch."""
+    request = {"resume": True, "train_batch_size": 3}  # another one than before: it begins anew
+    start_endless(server, **request)
+    server.client.train_stop()
+    killed = stats(server)
+    server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, **request})
+    deadline = time.monotonic() + 400
+    while not stats(server)["resumed"] or stats(server)["epoch"] <= killed["epoch"]:
+        assert time.monotonic() < deadline, server.client.train_status()
+        time.sleep(0.2)
+    going_on = stats(server)
+    server.client.train_stop()
+    assert going_on["run"] == killed["run"]
+    assert [entry["epoch"] for entry in going_on["history"]] == list(range(1, going_on["epoch"] + 1))
+    kept = killed["history"][: killed["epoch"] - 1]  # the checkpoint of the very last one may not have been written
+    assert going_on["history"][: len(kept)] == kept
+
+
 def test_training_ends_with_its_server(server: Server) -> None:
     """The last test: it kills the server."""
     start_endless(server)
@@ -232,7 +251,7 @@ def test_training_ends_with_its_server(server: Server) -> None:
     main_process = next(p for p in psutil.process_iter(["cmdline"]) if _has(p, f"--port {port}"))
     training = next(p for p in main_process.children(recursive=True) if _has(p, "monailabel.interfaces.utils.app"))
     main_process.kill()
-    psutil.wait_procs([training], timeout=60)
+    psutil.wait_procs([training], timeout=120)
     assert not training.is_running() or training.status() == psutil.STATUS_ZOMBIE
 
 

@@ -61,7 +61,8 @@ export function layout(on) {
       line('results', 'ul', { hidden: true })),
     section('Correct', line('organs', 'fieldset', { ariaLabel: 'Organ to draw' }), parts.tools),
     section('Submit', button('submit', 'Submit label', () => on.submit(), { className: 'main' })),
-    section('Next', choice('strategy', 'Chosen by'), button('next', 'Next case', () => on.next())),
+    section('Next', choice('strategy', 'Chosen by'), button('next', 'Next case', () => on.next()),
+      line('why', 'p', { role: 'status' }), (parts.scores = make('div', {}))),
     section('Training', parts.training)
   );
   return { node, parts };

@@ -2,7 +2,9 @@
 import { askBeforeLoss } from './ask.mjs';
 import { make, organRow, ownKeys } from './dom.mjs';
 import { layout } from './layout.mjs';
+import { keepFromLeaving } from './leaving.mjs';
 import * as masks from './masks.mjs';
+import { Scores, inWords, whyNext } from './scores.mjs';
 import * as server from './server.mjs';
 import { Training } from './training.mjs';
 
@@ -21,14 +23,14 @@ export class Panel {
       empty: () => this.#empty(),
       submit: () => this.#submit(),
       next: () => this.#next(),
-      chosen: () => this.#draw(),
+      chosen: () => (this.#draw(), this.scores.look()),
     });
     this.node = ownKeys(node);
     this.parts = parts;
     this.training = new Training(this.parts.training, sentence => this.#fail(sentence));
-    window.addEventListener('beforeunload', event => this.unsaved && event.preventDefault());
-    window.addEventListener('popstate', event => this.#keepFromGoingBack(event), true);
-    document.addEventListener('click', event => this.#keepFromLeaving(event), true);
+    const open = (id, score) => this.#openScored(id, score);
+    this.scores = new Scores(this.parts.scores, { model: () => this.#scoring(), open });
+    keepFromLeaving(() => this.unsaved, where => this.#mayGo(where));
   }
 
   /** OHIF opens the mode: look for a case, and for its newest mask. */
@@ -40,6 +42,7 @@ export class Panel {
     this.#refresh();
     this.timer = setInterval(() => this.#refresh(), REFRESH_MS);
     this.training.enter();
+    this.scores.enter();
   }
 
   /** OHIF leaves the mode. */
@@ -47,6 +50,7 @@ export class Panel {
     this.stop?.();
     clearInterval(this.timer);
     this.training.leave();
+    this.scores.leave();
     this.case = this.mask = null;
     this.tried = '';
     this.unsaved = false;
@@ -104,19 +108,49 @@ export class Panel {
       return;
     }
     await this.#work(() => 'Looking for the next case', async () => {
-      const { id } = (await server.nextCase(this.parts.strategy.value)) ?? {};
-      if (!id) {
+      const strategy = this.parts.strategy.value;
+      const answer = (await server.nextCase(strategy, this.#scoring())) ?? {};
+      if (!answer.id) {
         return 'Every case has its label.';
       }
-      if (id === this.case?.series) {
+      this.#why(`This case was ${whyNext(answer, strategy)}`, answer.id);
+      if (answer.id === this.case?.series) {
         return 'This case is the next one: it has no label yet. Submit it first.';
       }
-      const study = await server.studyOf(id);
-      masks.removeMask(this.mask);
-      this.mask = null;
-      masks.openStudy(study);
+      await this.#open(answer.id);
       return 'The next case is open.';
     });
+    this.scores.look();
+  }
+
+  async #openScored(id, score) {
+    if (id === this.case?.series || !(await this.#mayGo('another case'))) {
+      return;
+    }
+    await this.#work(() => 'Opening the case', async () => {
+      await this.#open(id);
+      this.#why(`This case was chosen from the list: ${inWords(score)}`, id);
+      return 'The case is open.';
+    });
+  }
+
+  async #open(id) {
+    const study = await server.studyOf(id);
+    masks.removeMask(this.mask);
+    this.mask = null;
+    masks.openStudy(study);
+  }
+
+  /** The model whose scores count: the chosen one, where it has its own. */
+  #scoring() {
+    const name = this.parts.model.value;
+    const model = this.models?.[name];
+    return model?.trained && !model.organs ? name : '';
+  }
+
+  #why(words, series) {
+    this.explained = series;
+    this.parts.why.textContent = words;
   }
 
   // -- What happens in the viewer ----------------------------------------------------------------------------------
@@ -128,6 +162,9 @@ export class Panel {
       this.mask = null;
       this.made = '';
       this.#results({});
+      if (now && now.series !== this.explained) {
+        this.#why('');
+      }
     }
     this.#draw();
     if (!now || this.busy || this.mask || this.tried === now.series) {
@@ -148,34 +185,6 @@ export class Panel {
       this.unsaved = true;
       this.#say('');
       this.#draw();
-    }
-  }
-
-  /** The browser's back button, inside the page: OHIF would leave the case at once. */
-  async #keepFromGoingBack(event) {
-    if (this.returning) {
-      this.returning = false;
-      event.stopImmediatePropagation();
-    } else if (this.unsaved) {
-      event.stopImmediatePropagation();
-      this.returning = true;
-      history.go(1);
-      if (await this.#mayGo('leaving the case')) {
-        history.back();
-      }
-    }
-  }
-
-  /** The page's own way back to the list of studies, pressed with corrections that were not submitted. */
-  async #keepFromLeaving(event) {
-    const link = event.target.closest?.('[data-cy="return-to-work-list"]');
-    if (!link || !this.unsaved) {
-      return;
-    }
-    event.preventDefault();
-    event.stopImmediatePropagation();
-    if (await this.#mayGo('leaving the case')) {
-      link.click();
     }
   }
 

@@ -45,10 +45,14 @@ export function firstTrained(models) {
 /** Run a model; answers `{series, study, model, version, volumes_ml, notes, quality?, ...}`. */
 export const run = (model, study, series) => ask('POST', '/viewer/run', { model, study, series });
 
-/** The next case by a strategy: `{id: series UID}`, or nothing when every case has its label. */
-export const nextCase = strategy => ask('POST', `/activelearning/${encodeURIComponent(strategy)}`, {});
+/** The next case by a strategy: `{id: series UID, chosen_by?, scores?}`, or nothing when every case has its label. */
+export const nextCase = (strategy, model) =>
+  ask('POST', `/activelearning/${encodeURIComponent(strategy)}`, model ? { model } : {});
 
-export const train = model => ask('POST', `/train/${encodeURIComponent(model)}`, {});
+/** What a model does not know of the cases without a label; asking begins the scoring. */
+export const scores = model => ask('GET', `/scores/${encodeURIComponent(model)}`);
+
+export const train = (model, options = {}) => ask('POST', `/train/${encodeURIComponent(model)}`, options);
 export const stopTraining = () => ask('DELETE', '/train/');
 
 /** Whether a training runs now. MONAI Label answers 404 when not. */

@@ -10,12 +10,15 @@ export class Training {
     this.running = false;
     this.model = make('select', { id: 'ctseg-trainer', onchange: () => this.#chosen() });
     this.startButton = make('button', { type: 'button', id: 'ctseg-train', onclick: () => this.#start() }, 'Train');
+    this.cpuButton = make('button', {
+      type: 'button', id: 'ctseg-train-cpu', hidden: true, onclick: () => this.#start({ device: 'cpu' }),
+    }, 'Train on the CPU (slow)');
     this.stopButton = make('button', { type: 'button', id: 'ctseg-stop', onclick: () => this.#stop() }, 'Stop');
     this.bar = make('progress', { id: 'ctseg-progress', ariaLabel: 'Progress of the training', hidden: true });
     this.words = make('p', { id: 'ctseg-train-status', role: 'status' });
     node.append(
       make('div', {}, make('label', { htmlFor: this.model.id }, 'Model to train'), this.model),
-      make('div', { className: 'ctseg-row' }, this.startButton, this.stopButton),
+      make('div', { className: 'ctseg-row' }, this.startButton, this.stopButton, this.cpuButton),
       this.bar,
       this.words
     );
@@ -33,6 +36,7 @@ export class Training {
 
   /** Take what `/info/` says: which models can be trained, and the numbers of their newest training. */
   take({ trainers, models, train_stats: stats }) {
+    this.trainers = trainers;
     const names = Object.keys(trainers ?? {});
     if (names.join() !== this.names) {
       this.names = names.join();
@@ -48,20 +52,24 @@ export class Training {
     if (!this.running) {
       this.trained = this.ended = undefined;
     }
+    this.cpuButton.hidden = true;
     this.#draw();
   }
 
-  async #start() {
+  /** Without a GPU the server refuses, unless the CPU is asked for: only then is that choice offered. */
+  async #start(options = {}) {
     this.fail('');
+    this.cpuButton.hidden = true;
     this.trained = this.model.value;
     this.before = this.stats?.[this.trained]?.start_ts;
     try {
-      await server.train(this.model.value);
+      await server.train(this.model.value, options);
       this.running = true;
-      this.#draw();
     } catch (error) {
       this.fail(error.message);
+      this.cpuButton.hidden = this.trainers?.[this.trained]?.gpu !== false || options.device === 'cpu';
     }
+    this.#draw();
   }
 
   async #stop() {
@@ -104,6 +112,7 @@ export class Training {
     const { epoch = 0, total_epochs: total = 0, history = [], best_metric: best } = stats;
     this.startButton.disabled = this.running || !this.model.value;
     this.stopButton.disabled = !this.running;
+    this.cpuButton.disabled = this.running;
     this.bar.hidden = !this.running;
     this.bar.max = total || 1;
     this.bar.value = epoch;
