@@ -47,9 +47,12 @@ class MeanOfNetworks(nn.Module):
         activation = self.activation or ("sigmoid" if answers.shape[2] == 1 else "softmax")
         if activation == "none":
             return answers.mean(dim=0)
-        if activation == "softmax":
-            return _log_mean(log_softmax(answers, dim=2))
-        return _log_mean(logsigmoid(answers)) - _log_mean(logsigmoid(-answers))
+        return _log_mean(log_softmax(answers, dim=2)) if activation == "softmax" else mean_logits(answers)
+
+
+def mean_logits(answers: torch.Tensor) -> torch.Tensor:
+    """Return the logits of the mean probability (sigmoid) of answers (N, ...) over their first axis."""
+    return _log_mean(logsigmoid(answers)) - _log_mean(logsigmoid(-answers))
 
 
 def _log_mean(logarithms: torch.Tensor) -> torch.Tensor:

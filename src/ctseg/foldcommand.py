@@ -44,7 +44,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--datalist", default="datalist.json", metavar="F", help="file in it (default: datalist.json)")
     command.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder for everything")
     how = command.add_mutually_exclusive_group()
-    how.add_argument("--k", type=int, default=5, metavar="K", help="number of folds (5)")
+    how.add_argument("--k", type=int, metavar="K", help="number of folds (that of --over, else 5)")
     how.add_argument("--leave-one-out", action="store_true", help="a fold for each patient")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the dealing (0)")
     command.add_argument(
@@ -71,14 +71,15 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ctseg.foldruns import FoldPlan, is_finished, run_folds
+    from ctseg.foldruns import FoldPlan, folds_wanted, is_finished, run_folds
     from ctseg.registry import get_bundle
 
     bundle = get_bundle(arguments.bundle)
+    k = None if arguments.leave_one_out else arguments.k or folds_wanted(arguments.over)
     plan = FoldPlan(
-        bundle, arguments.data, arguments.out, None if arguments.leave_one_out else arguments.k, arguments.datalist,
-        arguments.seed, arguments.epoch_by, arguments.no_test, arguments.over, arguments.device, arguments.epochs,
-        arguments.early_stop, dict(arguments.set), tuple(arguments.fold),
+        bundle, arguments.data, arguments.out, k, arguments.datalist, arguments.seed, arguments.epoch_by,
+        arguments.no_test, arguments.over, arguments.device, arguments.epochs, arguments.early_stop,
+        dict(arguments.set), tuple(arguments.fold),
     )  # fmt: skip
     try:
         folds = run_folds(plan, _say)

@@ -19,6 +19,8 @@ from ctseg.folds import Fold, draw_folds, frozen_folds, patients_for_folds, writ
 from ctseg.ledger import Ledger
 from ctseg.registry import BundleInfo
 
+USUAL_K = 5
+
 
 @dataclass(frozen=True)
 class FoldPlan:
@@ -44,7 +46,7 @@ class FoldPlan:
     bundle: BundleInfo
     data: Path
     out: Path
-    k: int | None = 5
+    k: int | None = USUAL_K
     datalist: str = DATALIST
     seed: int = 0
     choosers: str = "inner"
@@ -91,6 +93,19 @@ def run_folds(plan: FoldPlan, say: Say) -> list[Fold]:
         say(f"{fold.name} of {len(folds)}: {len(fold.training)} patients train, {len(fold.held_out)} are held out")
         run_experiments([experiment], own, say)
     return folds
+
+
+def folds_wanted(over: Path | None) -> int:
+    """Return how many folds an experiment asks for (`experiment: {folds: {k: 5}}`), else the usual number.
+
+    Raises:
+        ConfigError: for another entry than a number.
+    """
+    wanted = (read_experiment(over).content["experiment"].get("folds") or {}) if over is not None else {}
+    k = wanted.get("k", USUAL_K) if isinstance(wanted, dict) else wanted
+    if not isinstance(k, int):
+        raise ConfigError(f"the experiment {over} asks for the folds {wanted!r}; expected {{k: 5}}")
+    return k
 
 
 def data_of(out: Path, fold: Fold) -> Path:

@@ -167,5 +167,6 @@ def _rows_first(reference: torch.Tensor) -> bool:
     return bool(np.abs(affine[:3, 0]).argmax() == 1)
 
 
-def _plain(tensor: torch.Tensor) -> NDArray[Any]:
-    return np.asarray(tensor.detach().cpu().as_tensor() if hasattr(tensor, "as_tensor") else tensor.detach().cpu())
+def _plain(tensor: Any) -> NDArray[Any]:
+    bare = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+    return np.asarray(bare.detach().cpu())
