@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_exports import write_all
 from helpers_phantoms import f_phantom, oblique_affine, straight_affine, write_nifti
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
@@ -26,7 +25,6 @@ from monai.transforms import (
 
 from ctseg import inferers
 from ctseg.errors import BundleError, ConfigError, InputError
-from ctseg.exporting import export_bundle
 from ctseg.flatitems import flat_affine
 from ctseg.inferers import SlicewiseInferer
 from ctseg.items import volume_of
@@ -199,16 +197,13 @@ def test_label_maps_and_clean_up_as_on_the_long_way(activation: str, thresholds:
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BundleInfo]:
-    return write_all(tmp_path_factory.mktemp("bundles"))
+def bundles(exported_bundles: tuple[dict[str, BundleInfo], Path]) -> dict[str, BundleInfo]:
+    return exported_bundles[0]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, BundleInfo]) -> Models:
-    folder = tmp_path_factory.mktemp("exported")
-    for info in bundles.values():
-        export_bundle(info, "onnx", folder)
-    return Models(folder, threads=1)
+def models(exported_bundles: tuple[dict[str, BundleInfo], Path]) -> Models:
+    return Models(exported_bundles[1], threads=1)
 
 
 def studies() -> dict[str, tuple[np.ndarray, np.ndarray]]:

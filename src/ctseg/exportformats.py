@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -20,6 +21,11 @@ INPUT, OUTPUT = "image", "pred"
 _USUAL_STEPS = (16, 32)  # tried where a network does not take any size: most halve theirs four or five times
 
 
+def steps_to_try(divisor: int) -> list[int]:
+    """What sizes may have to be multiples of: what a bundle pads to, then what networks usually need."""
+    return [divisor, *(step for step in _USUAL_STEPS if step > divisor)]
+
+
 def write_onnx(module: nn.Module, file: Path, channels: int, patch: Sequence[int], divisor: int) -> int | None:
     """Write a network as ONNX that takes batches of any number, and images of other sizes where it allows them.
 
@@ -33,7 +39,7 @@ def write_onnx(module: nn.Module, file: Path, channels: int, patch: Sequence[int
     Returns:
         The number that sizes must be multiples of; None where only `patch` is taken.
     """
-    for step in dict.fromkeys((divisor, *(one for one in _USUAL_STEPS if one > divisor))):
+    for step in steps_to_try(divisor):
         with contextlib.suppress(Exception):  # torch.export says with many kinds of error that a size cannot be free
             _write_onnx(module, file, channels, [3 * step] * len(patch), step)
             return step
@@ -66,8 +72,7 @@ def _write_onnx(module: nn.Module, file: Path, channels: int, sizes: Sequence[in
 
 def write_openvino(onnx: Path, file: Path) -> Path:
     """Write an ONNX file as OpenVINO's .xml and .bin, in float32; read by its core, which sends no telemetry."""
-    import openvino
-
+    openvino: Any = importlib.import_module("openvino")
     openvino.save_model(openvino.Core().read_model(str(onnx)), str(file), compress_to_fp16=False)
     return file
 
