@@ -27,11 +27,12 @@ def choose_bundles(conf: Mapping[str, str]) -> dict[str, BundleInfo]:
     """
     root = Path(conf["bundles"]).resolve() if str(conf.get("bundles") or "").strip() else bundles_root()
     found = find_bundles(root)
-    usable = {name: info for name, info in found.items() if info.segments or info.classifies}
+    usable = {name: info for name, info in found.items() if (info.segments or info.classifies) and not info.flat}
     for name in found.keys() - usable.keys():
-        logger.warning(
-            "Not served: %s", found[name].problem or f"bundle {name} answers with something else than a mask or a table"
-        )
+        what = "looks at flat images, which MONAI Label does not serve" if found[name].flat else (
+            "answers with something else than a mask or a table"
+        )  # fmt: skip
+        logger.warning("Not served: %s", found[name].problem or f"bundle {name} {what}")
     if not usable:
         raise BundleError(
             f"there is no bundle to serve in {root}: expected folders with configs/metadata.json; "

@@ -84,6 +84,11 @@ def select(organs: Sequence[str] | None = None, task: str | Path | None = None, 
     named = None if task is None else get_bundle(task, root)
     if named is not None and not named.segments:
         raise BundleError(f"bundle {named.name} makes no mask; ctseg tasks lists the ones that segment")
+    if named is not None and named.flat:
+        raise BundleError(
+            f"bundle {named.name} looks at flat images, not at volumes: run it alone, as in "
+            f"ctseg segment IMAGE -o OUT --task {named.name}"
+        )
     bundles = find_bundles(root)
     if organs is not None:
         choices = choose_organs(organs, bundles, task=named)
@@ -91,7 +96,7 @@ def select(organs: Sequence[str] | None = None, task: str | Path | None = None, 
     if named is None:
         default = default_task(bundles)
         if default is None:
-            trained = [info.name for info in bundles.values() if info.trained and info.segments]
+            trained = [info.name for info in bundles.values() if info.trained and info.segments and not info.flat]
             listed = ", ".join(trained or bundles) or f"none in {bundles_root() if root is None else root}"
             raise BundleError(f"it is not clear which bundle to run; name one with --task: {listed}")
         named = bundles[default]
@@ -100,13 +105,13 @@ def select(organs: Sequence[str] | None = None, task: str | Path | None = None, 
 
 def default_task(bundles: Mapping[str, BundleInfo]) -> str | None:
     """The segmentation bundle to take when none is named: the only trained one, or the only one; else None."""
-    segmenting = [info for info in bundles.values() if info.segments]
+    segmenting = [info for info in bundles.values() if info.segments and not info.flat]
     choice = [info.name for info in segmenting if info.trained] or [info.name for info in segmenting]
     return choice[0] if len(choice) == 1 else None
 
 
 def segmented_organs(bundles: Mapping[str, BundleInfo], modality: str | None = None) -> dict[str, list[BundleInfo]]:
-    """Return every organ that a bundle segments, by name, with the bundles that do, in their order.
+    """Return every organ that a bundle segments in volumes, by name, with the bundles that do, in their order.
 
     Args:
         bundles: name -> bundle, as `ctseg.registry.find_bundles` returns them.
@@ -114,7 +119,7 @@ def segmented_organs(bundles: Mapping[str, BundleInfo], modality: str | None = N
     """
     organs: dict[str, list[BundleInfo]] = {}
     for info in bundles.values():
-        if info.segments and modality in (None, info.modality):
+        if info.segments and not info.flat and modality in (None, info.modality):
             for label in info.labels:
                 organs.setdefault(label, []).append(info)
     return dict(sorted(organs.items()))
@@ -252,6 +257,9 @@ def _why_not(name: str, bundles: Mapping[str, BundleInfo]) -> str:
         return f"{name!r} is a bundle, not an organ: its organs are {', '.join(info.labels)}"
     if info is not None and not info.problem:
         return f"{name!r} is a classifier: it says on which slices an organ is, and makes no mask of it"
+    flat = [other.name for other in bundles.values() if other.flat and other.segments and name in other.labels]
+    if flat:
+        return f"{name!r} is segmented on flat images only: use --task {flat[0]}"
     saying = [other.name for other in bundles.values() if not other.problem and name in other.labels]
     if saying:
         return f"no bundle segments {name!r}: {', '.join(saying)} only says on which slices it is"

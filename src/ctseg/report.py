@@ -52,14 +52,15 @@ def _source(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _runtime(names: str) -> dict[str, str]:
-    """What ran the networks, with versions."""
+def runtime_entry(names: str) -> dict[str, str]:
+    """Return what a report says of what ran the networks: names and versions."""
     from ctseg.light.sessions import version_of
 
     return {name: version_of(name) for name in names.split("+")}
 
 
-def _bundle(info: BundleInfo) -> dict[str, Any]:
+def bundle_entry(info: BundleInfo) -> dict[str, Any]:
+    """Return what a report says of the bundle that ran."""
     sha256 = info.weights_sha256 or (file_sha256(info.weights) if info.weights else None)
     return {"name": info.name, "version": info.version, "weights_sha256": sha256, "weights": info.status}
 
@@ -68,9 +69,9 @@ def _bundles(prediction: Prediction | SlicePresence) -> dict[str, Any]:
     """The bundle that ran, and those of a mask that several made."""
     info, parts = prediction.bundle, getattr(prediction, "parts", ())
     if not parts:
-        return {"bundle": _bundle(info)}
+        return {"bundle": bundle_entry(info)}
     named = {"name": info.name, "version": info.version}
-    return {"bundle": named, "bundles": [{**_bundle(part.bundle), **_slices(part)} for part in parts]}
+    return {"bundle": named, "bundles": [{**bundle_entry(part.bundle), **_slices(part)} for part in parts]}
 
 
 def _slices(ran: Prediction | SlicePresence | Part) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def build_report(
         "versions": versions(),
         **_bundles(prediction),
         "device": prediction.device,
-        "runtime": _runtime(getattr(prediction, "runtime", "torch")),
+        "runtime": runtime_entry(getattr(prediction, "runtime", "torch")),
         **_slices(prediction),
         "source": source,
         "quality": summary(getattr(prediction, "quality", {})),

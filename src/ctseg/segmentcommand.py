@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg import cohortcommand, labelcodes
+from ctseg import cohortcommand, flatcommand, labelcodes
 from ctseg.dependencies import check_dependencies
 from ctseg.errors import ConfigError, InputError
+from ctseg.flatoutputs import FLAT_KINDS
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.organchoice import default_task, select
 from ctseg.outputs import KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
@@ -37,13 +38,19 @@ by a classifier (--task ..._classification), instead of a mask:
   presence.csv   a line a slice: number, height in mm, probability, present 0 or 1 (csv)
   presence.png   the same as a plot beside the body (png)
   report.json    the table, runs and gaps of slices, versions, seconds, sha256 (json)
+by a bundle of flat images (photographs, ultrasound, single slices), of an image, a folder of images or a film:
+  mask.png       black and white, of the image's own size (mask); of several structures their values as a palette
+  preview.png    the image, and the image with the outline (png)
+  report.json    pixels, mm2 where the image knows its millimetres, pieces, versions, seconds, sha256 (json)
+  images.csv     of several images, each with a folder of its own: a line an image and structure
 
 examples:
   ctseg segment ct.nii.gz -o out
   ctseg segment dicom_folder -o out --output nifti,json
   ctseg segment ct.nii.gz -o out --output glb --faces 50000
   ctseg segment ct.nrrd -o out --task path/to/my/bundle
-  ctseg segment FOLDER -o OUT --workers 2        every study below FOLDER, two side by side"""
+  ctseg segment FOLDER -o OUT --workers 2        every study below FOLDER, two side by side
+  ctseg segment photo.jpg -o out --task skin_lesion_segmentation"""
 
 _STAGES = {
     "read": "reading the image",
@@ -61,7 +68,7 @@ def _device(text: str) -> str:
 
 def _kinds(text: str) -> tuple[str, ...]:
     asked = [kind.strip() for kind in text.split(",") if kind.strip()]
-    known = tuple(dict.fromkeys((*KINDS, *PRESENCE_KINDS)))
+    known = tuple(dict.fromkeys((*KINDS, *PRESENCE_KINDS, *FLAT_KINDS)))
     if not asked or (unknown := sorted(set(asked) - set(known))):
         what = f"{', '.join(unknown)} is no kind of output" if asked else "no kind of output is named"
         raise argparse.ArgumentTypeError(f"{what}; expected one or more of {','.join(known)}")
@@ -94,7 +101,10 @@ def add_command(commands: Any) -> None:
         "segment", help="segment an image", description="Segment an image.", epilog=_OF_SEGMENT, formatter_class=plain
     )
     segment.add_argument(
-        "input", type=Path, metavar="INPUT", help="NIfTI, NRRD, MetaImage, a DICOM folder, or a zip of one"
+        "input",
+        type=Path,
+        metavar="INPUT",
+        help="NIfTI, NRRD, MetaImage, a DICOM folder or a zip of one; a flat image or a folder of them",
     )
     segment.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
     segment.add_argument(
@@ -128,7 +138,7 @@ def add_command(commands: Any) -> None:
         type=_kinds,
         metavar="KINDS",
         help=f"any of {','.join(KINDS)}, with commas between (default: {','.join(USUAL_KINDS)}); "
-        f"of a classifier {','.join(PRESENCE_KINDS)} (default: all)",
+        f"of a classifier {','.join(PRESENCE_KINDS)}, of a flat image {','.join(FLAT_KINDS)} (default: all)",
     )
     segment.add_argument(
         "--faces",
@@ -159,6 +169,9 @@ def say(text: str) -> None:
 def _segment(arguments: argparse.Namespace) -> None:
     source: Path = arguments.input
     out: Path = arguments.out
+    if arguments.task is not None and arguments.organs is None and (flat := get_bundle(arguments.task)).flat:
+        flatcommand.run(flat, arguments, say)
+        return
     if cohortcommand.is_asked_for(arguments):
         _segment_many(arguments)
         return

@@ -105,7 +105,7 @@ def _checked_studies(studies: str) -> tuple[Literal["nifti", "dicom", "address"]
 
 
 def _check_models(models: str) -> None:
-    bundles = [info for info in find_bundles().values() if info.segments]
+    bundles = [info for info in find_bundles().values() if info.segments and not info.flat]
     # A bundle may name models that join it with others (`part_of` in its metadata).
     known = list(dict.fromkeys([*(info.name for info in bundles), *(m for i in bundles for m in _joined(i))]))
     for name in filter(None, (part.strip() for part in models.split(","))):
