@@ -123,7 +123,7 @@ def test_a_network_of_one_size_keeps_it(tmp_path: Path) -> None:
     from ctseg.exportformats import write_onnx
 
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)).eval()
-    assert write_onnx(network, tmp_path / "fixed.onnx", 1, (8, 6), 32) is None
+    assert write_onnx(network, tmp_path / "fixed.onnx", 1, (8, 6), 1) is None
 
 
 def test_refusals(bundles: dict[str, BundleInfo], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,18 @@ INPUT, OUTPUT = "image", "pred"
 _USUAL_STEPS = (16, 32)  # tried where a network does not take any size: most halve theirs four or five times
 
 
-def steps_to_try(divisor: int) -> list[int]:
-    """What sizes may have to be multiples of: what a bundle pads to, then what networks usually need."""
-    return [divisor, *(step for step in _USUAL_STEPS if step > divisor)]
+def free_steps(module: nn.Module, channels: int, dimensions: int, divisor: int) -> list[int]:
+    """Return numbers, the smallest first, of which a network takes any multiple as size; found by trying.
+
+    What a bundle pads to is tried, then what networks usually need.
+    """
+    found = []
+    for step in [divisor, *(one for one in _USUAL_STEPS if one > divisor)]:
+        sizes = [step * number for number in range(2, 2 + dimensions)]
+        with contextlib.suppress(Exception), torch.inference_mode():  # many kinds of error say that a size is not taken
+            module(torch.zeros(1, channels, *sizes))
+            found.append(step)
+    return found
 
 
 def write_onnx(module: nn.Module, file: Path, channels: int, patch: Sequence[int], divisor: int) -> int | None:
@@ -39,7 +48,7 @@ def write_onnx(module: nn.Module, file: Path, channels: int, patch: Sequence[int
     Returns:
         The number that sizes must be multiples of; None where only `patch` is taken.
     """
-    for step in steps_to_try(divisor):
+    for step in free_steps(module, channels, len(patch), divisor):
         with contextlib.suppress(Exception):  # torch.export says with many kinds of error that a size cannot be free
             _write_onnx(module, file, channels, [3 * step] * len(patch), step)
             return step

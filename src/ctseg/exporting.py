@@ -144,7 +144,8 @@ def _made(network: _Network, kind: str, file: Path, name: str) -> tuple[Path, in
 
     try:
         if kind == "torchscript":
-            return exportformats.write_torchscript(network.module, file), _free_step(network)
+            steps = exportformats.free_steps(network.module, network.channels, len(network.patch), network.divisor)
+            return exportformats.write_torchscript(network.module, file), steps[0] if steps else None
         onnx = file.with_suffix(".onnx")
         step = exportformats.write_onnx(network.module, onnx, network.channels, network.patch, network.divisor)
         return (onnx if kind == "onnx" else exportformats.write_openvino(onnx, file)), step
@@ -156,23 +157,6 @@ def _made(network: _Network, kind: str, file: Path, name: str) -> tuple[Path, in
             f"the network of {name} cannot be written as {kind} ({type(error).__name__}: "
             f"{lines[0][:200] if lines else 'no reason given'}); take another format"
         ) from error
-
-
-def _free_step(network: _Network) -> int | None:
-    """The number that sizes must be multiples of, found by trying; None where only the patch's are taken."""
-    import torch
-
-    from ctseg.exportformats import steps_to_try
-
-    for step in steps_to_try(network.divisor):
-        sizes = [step * number for number in range(2, 2 + len(network.patch))]
-        try:
-            with torch.inference_mode():
-                network.module(torch.zeros(1, network.channels, *sizes))
-        except Exception:  # a network says with many kinds of error that it does not take a size
-            continue
-        return step
-    return None
 
 
 def _opened(file: Path, kind: str) -> Run:
