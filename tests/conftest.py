@@ -130,6 +130,21 @@ def dataset_of(request: pytest.FixtureRequest) -> Callable[[BundleInfo], Path]:
 
 
 @pytest.fixture(scope="session")
+def exported_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, BundleInfo], Path]:
+    """Tiny bundles of every kind, by the first word of their names, and a folder of them all as ONNX."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra 'export' is not installed")
+    from helpers_exports import write_all
+
+    from ctseg.exporting import export_bundle
+
+    bundles, folder = write_all(tmp_path_factory.mktemp("to_export")), tmp_path_factory.mktemp("exported")
+    for info in bundles.values():
+        export_bundle(info, "onnx", folder)
+    return bundles, folder
+
+
+@pytest.fixture(scope="session")
 def clean_environment(root: Path) -> dict[str, str]:
     """The environment of a child process that imports the library under test and shows no warning."""
     return {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONWARNINGS": "ignore", "PATH": _path()}

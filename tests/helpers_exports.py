@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from helpers_organs import write_guided_bundle, write_organ_bundles
+from helpers_organs import write_guided_bundle, write_moved_bundle, write_organ_bundles
 from helpers_server import add_weights
 
 from ctseg.building import build_bundle
@@ -111,14 +111,6 @@ def write_says_bundle(root: Path, labels: Sequence[dict[str, Any]] = (_BLOCK,)) 
     return bundle
 
 
-def write_all(root: Path) -> dict[str, BundleInfo]:
-    """Write one bundle of every kind, and those of `helpers_organs`; return them by name, without the ending."""
-    write_organ_bundles(root)
-    folders = [write_pair_bundle(root), write_cube_bundle(root), write_says_bundle(root), write_guided_bundle(root)]
-    folders += [root / "core_ct_segmentation", root / "shell_ct_segmentation"]
-    return {folder.name.partition("_")[0]: get_bundle(folder) for folder in folders}
-
-
 def write_tint_bundle(root: Path) -> Path:
     """Write a network for colour pictures, resized to 24 x 32, that marks what is redder than green."""
     import torch
@@ -132,3 +124,12 @@ def write_tint_bundle(root: Path) -> Path:
     torch.save({"weight": weight, "bias": torch.tensor([-5.0])}, content)
     add_weights(bundle, content.getvalue())
     return bundle
+
+
+def write_all(root: Path) -> dict[str, BundleInfo]:
+    """Write one bundle of every kind, and those of `helpers_organs`; return them by name, without the ending."""
+    write_organ_bundles(root)
+    writers = (write_pair_bundle, write_cube_bundle, write_says_bundle, write_tint_bundle)
+    folders = [write(root) for write in (*writers, write_guided_bundle, write_moved_bundle)]
+    folders += [root / "core_ct_segmentation", root / "shell_ct_segmentation"]
+    return {folder.name.partition("_")[0]: get_bundle(folder) for folder in folders}

@@ -73,7 +73,7 @@ def post(
 def raw(server: Server, path: str, body: bytes, headers: dict[str, str], method: str = "POST") -> Answer:
     """Send a request as it is."""
     address = urllib.parse.urlsplit(server.url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=300)
     try:
         connection.request(method, path, body, headers)
         response = connection.getresponse()

@@ -10,7 +10,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers_exports import write_all
 from helpers_organs import CORE, expected_mask, phantom_hu, write_phantom
 
 from ctseg import exporting, inferers, runtimes
@@ -28,18 +27,15 @@ for _package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(_package, reason="the extra 'export' is not installed")
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BundleInfo]:
-    return write_all(tmp_path_factory.mktemp("bundles"))
+@pytest.fixture
+def bundles(exported_bundles: tuple[dict[str, BundleInfo], Path]) -> dict[str, BundleInfo]:
+    return exported_bundles[0]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, BundleInfo]) -> Path:
+@pytest.fixture
+def folder(exported_bundles: tuple[dict[str, BundleInfo], Path]) -> Path:
     """Every bundle as ONNX."""
-    folder = tmp_path_factory.mktemp("exported")
-    for info in bundles.values():
-        export_bundle(info, "onnx", folder)
-    return folder
+    return exported_bundles[1]
 
 
 def told(folder: Path, name: str) -> dict[str, Any]:

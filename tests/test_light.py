@@ -10,25 +10,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_exports import write_all
 from helpers_phantoms import f_phantom, oblique_affine, straight_affine, write_nifti
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import DivisiblePad, Orientation, ResizeWithPadOrCrop, ScaleIntensityRange, Spacing, SpatialPad
+from monai.transforms import (
+    DivisiblePad,
+    NormalizeIntensityd,
+    Orientation,
+    ResizeWithPadOrCrop,
+    ScaleIntensityRange,
+    Spacing,
+    SpatialPad,
+)
 
 from ctseg import inferers
-from ctseg.errors import BundleError, ConfigError
-from ctseg.exporting import export_bundle
+from ctseg.errors import BundleError, ConfigError, InputError
+from ctseg.flatitems import flat_affine
 from ctseg.inferers import SlicewiseInferer
+from ctseg.items import volume_of
 from ctseg.light import inferring
 from ctseg.light.finishing import Labelled, finished
 from ctseg.light.models import Models
-from ctseg.light.preparing import Placed, prepare
+from ctseg.light.preparing import Placed, loaded, prepare
 from ctseg.prediction import Predictor
 from ctseg.presence import PresencePredictor
 from ctseg.registry import BundleInfo
 from ctseg.tilt import is_tilted
-from ctseg.transforms import CleanUpd, PixelSpacingd, ToLabelMapd
+from ctseg.transforms import CleanUpd, CropSectord, Diffused, LoadFlatd, PixelSpacingd, ResizeSlicesd, ToLabelMapd
 from ctseg.volume import Volume
 
 for _package in ("onnx", "onnxscript", "onnxruntime"):
@@ -82,6 +90,52 @@ def test_pixels_are_smoothed_as_torch_does() -> None:
         found = prepare(Placed(array, affine), {"step": "pixel_spacing", "mm": mm})
         np.testing.assert_allclose(found.array, wanted["image"].numpy(), rtol=0, atol=0.01)
         np.testing.assert_allclose(found.affine, wanted["image"].affine.numpy(), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("step", "transform"),
+    [
+        *(
+            ({"step": "resize", "size": size, "mode": mode}, ResizeSlicesd("image", size, mode))
+            for mode in ("bilinear", "bicubic", "area", "nearest")
+            for size in ([31, 80], [90, 17])
+        ),
+        ({"step": "crop_sector", "margin": 2, "blank": True}, CropSectord("image", "image", margin=2, blank="image")),
+        ({"step": "diffuse", "time": 0.6}, Diffused("image", "isotropic", iterations=4, time_step=0.15)),
+        ({"step": "standardise", "channel_wise": True}, NormalizeIntensityd("image", channel_wise=True)),
+        (
+            {"step": "standardise", "subtrahend": 0.4, "divisor": 0.2, "channel_wise": False},
+            NormalizeIntensityd("image", subtrahend=0.4, divisor=0.2),
+        ),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_each_step_of_flat_images_is_ours(step: dict[str, Any], transform: Any) -> None:
+    """A sector in black, with a letter burnt in beside it."""
+    rng = np.random.default_rng(5)
+    picture = np.zeros((2, 53, 47, 1), np.float32)
+    picture[:, 12:50, 9:33] = rng.random((2, 38, 24, 1), dtype=np.float32) * 0.8 + 0.2
+    picture[:, 2:4, 40:44] = 1.0
+    affine = flat_affine((0.5, 0.8))
+    wanted = transform({"image": MetaTensor(torch.from_numpy(picture), affine=torch.tensor(affine))})["image"]
+    found = prepare(Placed(picture, affine), step)
+    np.testing.assert_allclose(found.array, wanted.numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.affine, np.asarray(wanted.affine), atol=1e-9)
+
+
+@pytest.mark.parametrize("colours", ["rgb", "grey"])
+def test_brightness_of_a_picture_is_ours(colours: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(6).integers(0, 255, (9, 14, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    volume = volume_of(tmp_path / "a.png", {"flat": True}, "XC")
+    wanted = LoadFlatd("image", colours, [0, 80])({"image": volume})["image"]
+    found, left = loaded(volume, [{"step": "load_flat", "colours": colours, "window": [0, 80]}, {"step": "fit"}])
+    np.testing.assert_array_equal(found.array, wanted.numpy())
+    assert found.affine.tobytes() == wanted.affine.numpy().tobytes() and left == [{"step": "fit"}]
+    with pytest.raises(InputError, match=r"ct is a volume, but this network looks at flat images"):
+        loaded(Volume(pixels, np.eye(4), np.eye(4), tmp_path / "ct", "nifti"), [{"step": "load_flat"}])
 
 
 def blurred(image: Any) -> Any:
@@ -143,16 +197,13 @@ def test_label_maps_and_clean_up_as_on_the_long_way(activation: str, thresholds:
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BundleInfo]:
-    return write_all(tmp_path_factory.mktemp("bundles"))
+def bundles(exported_bundles: tuple[dict[str, BundleInfo], Path]) -> dict[str, BundleInfo]:
+    return exported_bundles[0]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, BundleInfo]) -> Models:
-    folder = tmp_path_factory.mktemp("exported")
-    for info in bundles.values():
-        export_bundle(info, "onnx", folder)
-    return Models(folder, threads=1)
+def models(exported_bundles: tuple[dict[str, BundleInfo], Path]) -> Models:
+    return Models(exported_bundles[1], threads=1)
 
 
 def studies() -> dict[str, tuple[np.ndarray, np.ndarray]]:

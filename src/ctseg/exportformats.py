@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -20,6 +21,20 @@ INPUT, OUTPUT = "image", "pred"
 _USUAL_STEPS = (16, 32)  # tried where a network does not take any size: most halve theirs four or five times
 
 
+def free_steps(module: nn.Module, channels: int, dimensions: int, divisor: int) -> list[int]:
+    """Return numbers, the smallest first, of which a network takes any multiple as size; found by trying.
+
+    What a bundle pads to is tried, then what networks usually need.
+    """
+    found = []
+    for step in [divisor, *(one for one in _USUAL_STEPS if one > divisor)]:
+        sizes = [step * number for number in range(2, 2 + dimensions)]
+        with contextlib.suppress(Exception), torch.inference_mode():  # many kinds of error say that a size is not taken
+            module(torch.zeros(1, channels, *sizes))
+            found.append(step)
+    return found
+
+
 def write_onnx(module: nn.Module, file: Path, channels: int, patch: Sequence[int], divisor: int) -> int | None:
     """Write a network as ONNX that takes batches of any number, and images of other sizes where it allows them.
 
@@ -33,7 +48,7 @@ def write_onnx(module: nn.Module, file: Path, channels: int, patch: Sequence[int
     Returns:
         The number that sizes must be multiples of; None where only `patch` is taken.
     """
-    for step in dict.fromkeys((divisor, *(one for one in _USUAL_STEPS if one > divisor))):
+    for step in free_steps(module, channels, len(patch), divisor):
         with contextlib.suppress(Exception):  # torch.export says with many kinds of error that a size cannot be free
             _write_onnx(module, file, channels, [3 * step] * len(patch), step)
             return step
@@ -66,8 +81,7 @@ def _write_onnx(module: nn.Module, file: Path, channels: int, sizes: Sequence[in
 
 def write_openvino(onnx: Path, file: Path) -> Path:
     """Write an ONNX file as OpenVINO's .xml and .bin, in float32; read by its core, which sends no telemetry."""
-    import openvino
-
+    openvino: Any = importlib.import_module("openvino")
     openvino.save_model(openvino.Core().read_model(str(onnx)), str(file), compress_to_fp16=False)
     return file
 

@@ -144,7 +144,8 @@ def _made(network: _Network, kind: str, file: Path, name: str) -> tuple[Path, in
 
     try:
         if kind == "torchscript":
-            return exportformats.write_torchscript(network.module, file), network.divisor
+            steps = exportformats.free_steps(network.module, network.channels, len(network.patch), network.divisor)
+            return exportformats.write_torchscript(network.module, file), steps[0] if steps else None
         onnx = file.with_suffix(".onnx")
         step = exportformats.write_onnx(network.module, onnx, network.channels, network.patch, network.divisor)
         return (onnx if kind == "onnx" else exportformats.write_openvino(onnx, file)), step

@@ -50,7 +50,7 @@ def run(info: BundleInfo, arguments: argparse.Namespace, say: Callable[[str], No
     started = time.perf_counter()
     from ctseg.prediction import Predictor
 
-    predictor = Predictor(info, arguments.device)
+    predictor = Predictor(info, arguments.device, runtime=arguments.runtime)
     load = time.perf_counter() - started
     rows, done = [], 0
     for image_path, frame, folder in _shown(jobs, several):

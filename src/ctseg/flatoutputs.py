@@ -72,7 +72,7 @@ def flat_report(
 ) -> dict[str, Any]:
     """Return the report as plain JSON types; it names the image by its file's name alone."""
     from ctseg.quality import summary
-    from ctseg.report import INTENDED_USE, bundle_entry, versions
+    from ctseg.report import INTENDED_USE, bundle_entry, runtime_entry, versions
 
     snomed = {str(entry["name"]): entry.get("snomed") for entry in prediction.bundle.label_entries}
     return {
@@ -81,6 +81,7 @@ def flat_report(
         "versions": versions(),
         "bundle": bundle_entry(prediction.bundle),
         "device": prediction.device,
+        "runtime": runtime_entry(prediction.runtime),
         "source": source_entry(image),
         "quality": summary(prediction.quality),
         "structures": [{**one, "snomed": snomed.get(one["name"])} for one in found],

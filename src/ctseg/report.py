@@ -53,8 +53,8 @@ def source_of(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _runtime(names: str) -> dict[str, str]:
-    """What ran the networks, with versions."""
+def runtime_entry(names: str) -> dict[str, str]:
+    """Return what a report says of what ran the networks: names and versions."""
     from ctseg.light.sessions import version_of
 
     return {name: version_of(name) for name in names.split("+")}
@@ -126,7 +126,7 @@ def build_report(
         "versions": versions(),
         **_bundles(prediction),
         "device": prediction.device,
-        "runtime": _runtime(getattr(prediction, "runtime", "torch")),
+        "runtime": runtime_entry(getattr(prediction, "runtime", "torch")),
         **_slices(prediction),
         "source": source,
         "quality": summary(getattr(prediction, "quality", {})),

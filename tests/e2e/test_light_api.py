@@ -19,8 +19,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers_exports import write_all, write_tint_bundle
-from helpers_organs import write_moved_bundle, write_phantom
+from helpers_organs import write_phantom
 from helpers_phantoms import f_phantom, oblique_affine, write_nifti
 from helpers_predict import ORGANS, SEEDS, PredictContract, Server, ct_file, post, raw
 from helpers_server import free_port
@@ -28,10 +27,9 @@ from helpers_server import free_port
 from ctseg import inferers
 from ctseg.cli import main
 from ctseg.errors import ConfigError
-from ctseg.exporting import export_bundle
 from ctseg.prediction import Predictor
 from ctseg.presence import PresencePredictor
-from ctseg.registry import BundleInfo, get_bundle
+from ctseg.registry import BundleInfo
 
 for _package in ("onnx", "onnxscript", "onnxruntime", "fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(_package, reason="the extra 'export' and FastAPI are not installed")
@@ -57,18 +55,16 @@ finally:
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BundleInfo]:
-    root = tmp_path_factory.mktemp("bundles")
-    made = write_all(root)
-    return {**made, "tint": get_bundle(write_tint_bundle(root)), "moved": get_bundle(write_moved_bundle(root))}
+def bundles(exported_bundles: tuple[dict[str, BundleInfo], Path]) -> dict[str, BundleInfo]:
+    return exported_bundles[0]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, BundleInfo]) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, exported_bundles: tuple[dict[str, BundleInfo], Path]) -> Path:
     """Every bundle as ONNX; a classifier of `core` and `spare`; `later`, which only PyTorch could run."""
-    folder = tmp_path_factory.mktemp("exported")
-    for info in bundles.values():
-        export_bundle(info, "onnx", folder)
+    bundles, made = exported_bundles
+    folder = tmp_path_factory.mktemp("served") / "exported"
+    shutil.copytree(made, folder)
     for name, changes in (
         ("core_ct_classification", {"inferer": {"way": "slice_classes"}}),
         ("many_ct_segmentation", {"needs_torch": "a step has no counterpart without PyTorch"}),
@@ -190,7 +186,7 @@ def test_a_picture_comes_back_in_its_own_size(server: Server, bundles: dict[str,
     assert (found[8:17, 12:46] == 255).all() and not found[25:33, 30:36].any()
     assert "expected a picture" in post(server, "/predict/", ct_file(server), models='["tint"]').sentence
     both = post(server, "/predict/", ct_file(server), models='["tint", "core"]')
-    assert both.status == 400 and "XC" in both.sentence and "CT" in both.sentence
+    assert both.status == 400 and "'tint' is segmented on flat images only" in both.sentence
 
 
 def test_lists_and_pages(server: Server, exported: Path) -> None:

@@ -58,13 +58,13 @@ def crop_sector(
     mask = np.broadcast_to(np.expand_dims(found, frames), brightest.shape)
     if blank:
         array = np.where(mask[None], array, np.float32(0))
-    box = []
+    box = [slice(None)]  # all channels
     for axis, size in enumerate(mask.shape):
         where = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
         box.append(slice(max(0, int(where[0]) - margin), min(size, int(where[-1]) + 1 + margin)))
     moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ np.array([part.start for part in box], dtype=np.float64)
-    return array[(slice(None), *box)], moved
+    moved[:3, 3] += affine[:3, :3] @ np.array([part.start for part in box[1:]], dtype=np.float64)
+    return array[tuple(box)], moved
 
 
 def resize(array: NDArray[np.float32], affine: Affine, size: Sequence[int], mode: str = "bilinear") -> Pair:

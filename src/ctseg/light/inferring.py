@@ -155,17 +155,22 @@ def windows(
     ]
     for first in range(0, len(boxes), batch):
         some = boxes[first : first + batch]
-        answers = network(np.stack([padded[(slice(None), *box)] for box in some]))
+        answers = network(np.stack([padded[_whole(box)] for box in some]))
         if total is None:
             total = np.zeros((answers.shape[1], *padded.shape[1:]), dtype=np.float32)
         for box, answer in zip(some, answers, strict=True):
-            total[(slice(None), *box)] += answer * weight
+            total[_whole(box)] += answer * weight
             weights[box] += weight
     if total is None:
         raise ConfigError("the image has no voxel to run the network on")
     total /= weights
     inner = tuple(slice(front, front + own) for front, own in zip(low, image.shape[1:], strict=True))
-    return total[(slice(None), *inner)]
+    return total[_whole(inner)]
+
+
+def _whole(box: tuple[slice, ...]) -> tuple[slice, ...]:
+    """A box of all channels."""
+    return (slice(None), *box)
 
 
 def _starts(own: int, length: int, overlap: float) -> list[int]:

@@ -199,14 +199,10 @@ def _pad_to(image: Placed, size: Sequence[int]) -> Placed:
 def _fit(image: Placed, size: Sequence[int]) -> Placed:
     """Pad or cut round the middle to a size; -1 keeps an axis."""
     image = _pad_to(image, size)
-    starts = [
-        0 if int(new) < 0 else max(0, own // 2 - int(new) // 2) for own, new in zip(image.sizes, size, strict=True)
-    ]
-    box = tuple(
-        slice(start, own if int(new) < 0 else start + int(new))
-        for start, own, new in zip(starts, image.sizes, size, strict=True)
-    )
-    return Placed(image.array[(slice(None), *box)], _moved(image.affine, starts))
+    kept = [own if int(new) < 0 else int(new) for own, new in zip(image.sizes, size, strict=True)]
+    starts = [max(0, own // 2 - new // 2) for own, new in zip(image.sizes, kept, strict=True)]
+    box = (slice(None), *(slice(start, start + new) for start, new in zip(starts, kept, strict=True)))
+    return Placed(image.array[box], _moved(image.affine, starts))
 
 
 def _flat(step: Callable[..., flatsteps.Pair]) -> Callable[..., Placed]:

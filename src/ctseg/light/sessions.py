@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -116,7 +117,7 @@ def _open_onnx(file: Path, threads: int | None) -> Run:
     # From 1.29 on ONNX Runtime reports processes and networks' file names to its maker, from Linux too. Only this
     # variable, set before it is imported, keeps it from that wholly: no event, no identifier, no file of its own.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    import onnxruntime
+    onnxruntime: Any = importlib.import_module("onnxruntime")
 
     onnxruntime.disable_telemetry_events()  # where another program imported it before
     onnxruntime.set_default_logger_severity(3)  # errors; its warnings are about optimisations
@@ -138,7 +139,8 @@ def _open_onnx(file: Path, threads: int | None) -> Run:
 
 def _open_openvino(file: Path, threads: int | None) -> Run:
     import numpy as np
-    import openvino
+
+    openvino: Any = importlib.import_module("openvino")
 
     core = openvino.Core()
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
