@@ -6,6 +6,8 @@ mean probability; "learned", a weight for each plane and class (after Perslev et
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,6 +15,9 @@ from torch.nn import functional
 from ctseg.errors import ConfigError
 from ctseg.sentences import said_plainly
 from ctseg.transforms.planes import PLANES
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FUSIONS = ("consensus", "mean", "learned")
 _CERTAIN = 20.0  # logit of what a vote decides
@@ -62,6 +67,12 @@ class ThreePlanes(nn.Module):
         self.classes, self.fusion, self.divisor, self.slices = classes, fusion, divisor, slices
         # softmax over the planes of each class: before any training every plane counts a third
         self.weights = nn.Parameter(torch.zeros(len(PLANES), classes)) if fusion == "learned" else None
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move as any module; a memory format of volumes is taken as that of slices, which the weights have."""
+        if kwargs.get("memory_format") == torch.channels_last_3d:
+            kwargs["memory_format"] = torch.channels_last
+        return super().to(*args, **kwargs)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return logits (B, classes, L, P, S) of an image (B, C, L, P, S) in LPS order."""
