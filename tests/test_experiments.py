@@ -85,6 +85,7 @@ def parser_of(name: str) -> ConfigParser:
 
 def test_there_are_24() -> None:
     found = {path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.rglob("*.yaml")}
+    found = {name for name in found if name.startswith(("liver", "gallbladder"))}  # of the reference system A
     assert found == set(TABLE)
     assert len(found) == 24
 

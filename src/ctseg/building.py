@@ -3,7 +3,8 @@
 In the wiring, `{{name}}` is a value of the task or its kind, `{{name 0}}` an element of it, and `{{*name words}}`, as
 an element of a list, splices a block: `{{*preprocessing image label}}` is the block `preprocessing` for these two keys,
 in which `{{keys}}` and `{{modes}}` stand for the keys and their interpolation, and an entry with `_for_` is kept for
-its keys only. So training and inference cannot differ in their deterministic transforms.
+its keys only. So training and inference cannot differ in their deterministic transforms. A block may splice another one
+for the same keys. A task names one kind as its `base`, or several, of which the later ones replace entries.
 
 A kind may name the `configs` that its bundles have (all, unless it says so), and replace entries of the shared wiring
 in a block of the configuration's name, where null takes an entry away and `a#b` is the entry `b` of the entry `a`.
@@ -42,7 +43,7 @@ def build_bundle(task_file: Path, base_dir: Path) -> dict[str, str]:
 
     task = load_yaml(task_file)
     _require(task, ("bundle", "base", "labels"), task_file)
-    shared, kind = load_yaml(base_dir / "shared.yaml"), load_yaml(base_dir / f"{task['base']}.yaml")
+    shared, kind = load_yaml(base_dir / "shared.yaml"), _kind(task["base"], base_dir)
     values = {**kind, **task, **_derived(task, kind)}
     _require(values, ("network",), task_file)
     configs = {name: render(_wiring(name, shared, kind), values) for name in kind.get("configs", CONFIGS)}
@@ -51,6 +52,14 @@ def build_bundle(task_file: Path, base_dir: Path) -> dict[str, str]:
     files["configs/logging.conf"] = (base_dir / "logging.conf").read_text(encoding="utf-8")
     files["LICENSE"] = (base_dir / "LICENSE").read_text(encoding="utf-8")
     return files
+
+
+def _kind(base: str | list[str], base_dir: Path) -> dict[str, Any]:
+    """One kind's wiring, or several laid over each other: the later ones replace entries of the earlier ones."""
+    merged: dict[str, Any] = {}
+    for name in [base] if isinstance(base, str) else base:
+        merged.update(load_yaml(base_dir / f"{name}.yaml"))
+    return merged
 
 
 def _require(values: Mapping[str, Any], keys: Iterable[str], task_file: Path) -> None:
@@ -136,9 +145,15 @@ def _render_entry(entry: Any, values: Mapping[str, Any]) -> list[Any]:
     splice = _SPLICE.fullmatch(entry) if isinstance(entry, str) else None
     if splice is None:
         return [render(entry, values)]
-    keys = splice[2].split()
-    block = []
-    for item in _value(splice[1], values):
+    return _block(splice[1], splice[2].split(), values)
+
+
+def _block(name: str, keys: list[str], values: Mapping[str, Any]) -> list[Any]:
+    block: list[Any] = []
+    for item in _value(name, values):
+        if isinstance(item, str) and (inner := _SPLICE.fullmatch(item)):
+            block += _block(inner[1], inner[2].split() or keys, values)
+            continue
         wanted = [item["_for_"]] if isinstance(item.get("_for_"), str) else item.get("_for_", keys)
         kept = [key for key in keys if key in wanted]
         if keys and not kept:

@@ -173,11 +173,24 @@ class ResizingUNet(nn.Module):
         in_channels: of the image.
         classes: logits.
         filters: of each stage; the bottleneck has twice the last.
+        dropout: share of values set to 0 once, before the bottleneck.
+
+    Raises:
+        ConfigError: numbers that are no sizes, or a dropout that is no share below 1.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 1, filters: Sequence[int] = (64, 128, 256, 512)) -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        classes: int = 1,
+        filters: Sequence[int] = (64, 128, 256, 512),
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         _check(in_channels, classes, filters, 2)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"The network got dropout {dropout}: expected a share of 0 or more and below 1.")
+        self.dropout = dropout
         self.encoder = _Encoder(in_channels, filters, 2, strided=False, reflect=False)
         self.bottleneck = _convolutions(filters[-1], 2 * filters[-1], 2, reflect=False)
         self.decoder = _ResizingDecoder(filters)
@@ -192,6 +205,7 @@ class ResizingUNet(nn.Module):
         """
         _check_size(image, self.smallest)
         values, maps, _ = self.encoder(image)
+        values = functional.dropout(values, self.dropout, self.training)
         return self.head(self.decoder(self.bottleneck(values), maps))
 
 

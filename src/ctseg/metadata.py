@@ -85,7 +85,7 @@ def _depends_on(values: Mapping[str, Any]) -> list[dict[str, str]]:
 def _data_format(values: Mapping[str, Any]) -> dict[str, Any]:
     labels, shape = values["labels"], list(values["patch"])
     channels = {"0": "background", **{str(label["code"]): label["name"] for label in labels}}
-    inputs = ["image", *(f"{organ} mask" for organ in values.get("input_organs", []))]
+    inputs = ["image", *values.get("further_inputs", []), *(f"{o} mask" for o in values.get("input_organs", []))]
     tensor = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": True}
     answer = values.get("answer", "segmentation")
     mask = {

@@ -10,12 +10,14 @@ from ctseg.transforms.opening import OpenStudyd
 from ctseg.transforms.organs import AddOrgansd, GateSlicesd, SplitOrgansd
 from ctseg.transforms.pieces import RemoveSmallPiecesd
 from ctseg.transforms.pixels import PixelSpacingd
+from ctseg.transforms.planes import AddDistanced, ToPlaned
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 from ctseg.transforms.sectors import CropSectord
 from ctseg.transforms.turning import ApplyItkTransformd
 
 __all__ = [
+    "AddDistanced",
     "AddOrgansd",
     "ApplyItkTransformd",
     "CleanUpd",
@@ -36,6 +38,7 @@ __all__ = [
     "SplitOrgansd",
     "StraightenHeadd",
     "ToLabelMapd",
+    "ToPlaned",
     "ToPresenced",
     "ToProbabilityd",
     "WholeHounsfieldd",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ctseg.checks import AIR_HU
-from ctseg.errors import ConfigError
+from ctseg.errors import ConfigError, InputError
 from ctseg.head import WINDOW, box_of, find_brain, window_to_background
 from ctseg.mirror import find_mirror_plane
 from ctseg.sentences import said_plainly
@@ -20,6 +21,8 @@ from ctseg.transforms.turning import at_place, place_of, turned_image
 from ctseg.turning import check_modes, turn_labels
 
 STRAIGHTENED = ("turn_degrees", "tilt_degrees", "mirror_score")
+MIDPLANE = "midplane"  # meta of the image: (4,), unit normal towards the patient's right and n.p of its points, RAS mm
+_LOGGER = logging.getLogger(__name__)
 
 
 class StraightenHeadd(MapTransform):
@@ -27,7 +30,7 @@ class StraightenHeadd(MapTransform):
 
     The result has the image's size; its voxels keep their true place (as `ApplyItkTransformd`), so `RestoreGridd` puts
     a mask onto the scanner's grid. Label maps among the keys are turned along. The angles and the score are in the
-    image's meta (`turn_degrees`, `tilt_degrees`, `mirror_score`).
+    image's meta (`turn_degrees`, `tilt_degrees`, `mirror_score`), and so is the plane (`midplane`), turned or not.
 
     Args:
         keys: channel-first tensors on one grid: the image in HU, and label maps if any.
@@ -66,6 +69,7 @@ class StraightenHeadd(MapTransform):
         plane = find_mirror_plane(np.asarray(image[0].as_tensor().cpu()), affine)
         found = dict(zip(STRAIGHTENED, (plane.turn_degrees, plane.tilt_degrees, plane.score), strict=True))
         image.meta.update(found)
+        image.meta[MIDPLANE] = torch.tensor([*plane.normal, float(np.dot(plane.normal, plane.point))])
         if plane.score < self.least_score:
             return item
         transform = plane.straightening()
@@ -76,8 +80,15 @@ class StraightenHeadd(MapTransform):
                     tensor, transform.ras, affine, shape, mode=self.image_mode, outside=self.outside
                 )
             else:
-                channels = [
-                    turn_labels(np.asarray(channel), place_of(tensor), transform, affine, shape, self.label_mode)
+                channels = [  # whole numbers again: resampling to the network's spacing leaves floats
+                    turn_labels(
+                        np.asarray(channel.round()).astype(np.uint8),
+                        place_of(tensor),
+                        transform,
+                        affine,
+                        shape,
+                        self.label_mode,
+                    )
                     for channel in tensor.as_tensor().cpu()
                 ]
                 item[key] = at_place(
@@ -94,11 +105,12 @@ class CropBraind(MapTransform):
         image_key: the image.
         margin_mm: kept round the brain.
         fill: value of the image outside of the brain's hull; None leaves skull and scalp in the box.
+        no_brain: "refuse" an image without a brain, or "keep" it whole, with a warning (a skull that was opened).
         allow_missing_keys: pass an item that lacks a key.
 
     Raises:
-        ConfigError: a negative margin.
-        InputError: there is no brain in the image.
+        ConfigError: a negative margin, or another word for `no_brain`.
+        InputError: there is no brain in the image, and `no_brain` is "refuse".
     """
 
     @said_plainly
@@ -109,8 +121,11 @@ class CropBraind(MapTransform):
         margin_mm: float = 10.0,
         fill: float | None = None,
         allow_missing_keys: bool = True,
+        no_brain: str = "refuse",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if no_brain not in ("refuse", "keep"):
+            raise ConfigError(f"no_brain is {no_brain!r}: expected refuse or keep; correct it.")
         if not 0 <= margin_mm < float("inf"):
             raise ConfigError(
                 f"The margin_mm {margin_mm} of the brain crop cannot work: expected 0 or more; correct it."
@@ -118,13 +133,20 @@ class CropBraind(MapTransform):
         self.image_key = image_key
         self.margin_mm = margin_mm
         self.fill = fill
+        self.no_brain = no_brain
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item cropped."""
         item = dict(data)
         image = item[self.image_key]
         affine = place_of(image)
-        brain = find_brain(np.asarray(image[0].as_tensor().cpu()), affine)
+        try:
+            brain = find_brain(np.asarray(image[0].as_tensor().cpu()), affine)
+        except InputError as error:
+            if self.no_brain == "refuse":
+                raise
+            _LOGGER.warning("%s; the whole image is taken", str(error).partition(";")[0])
+            return item
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         box = box_of(brain.mask, [int(np.ceil(self.margin_mm / mm)) for mm in spacing])
         place = affine.copy()

@@ -116,13 +116,20 @@ class SplitOrgansd(MapTransform):
     MONAI's `ConcatItemsd` puts them back.
 
     Args:
-        keys: the image, (1 + organs, ...).
-        organs: label names; none leaves the item as it is.
+        keys: the image, (1 + further + organs, ...).
+        organs: label names; none and nothing further leaves the item as it is.
+        further: names of other channels that are no grey values, before the organs'.
     """
 
-    def __init__(self, keys: KeysCollection, organs: Sequence[str] = (), allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        organs: Sequence[str] = (),
+        allow_missing_keys: bool = False,
+        further: Sequence[str] = (),
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.organs = list(organs)
+        self.organs = [*further, *organs]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with image (1, ...) and organs (C, ...)."""

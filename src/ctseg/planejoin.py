@@ -1,0 +1,153 @@
+"""`ctseg join-planes`: three 2D networks, trained apart, become one bundle that is used like any other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctseg.errors import BundleError, ConfigError
+
+_PLANE_TASK, _VOLUME_TASK = "aspects_plane_ct_segmentation", "aspects_ct_segmentation"
+_FUSIONS = ("consensus", "mean", "learned")
+_CONFIGS = ("inference", "train")
+
+_EPILOG = """Each plane is a weights' file (model.pt); where a training.json of `ctseg experiments` lies beside it, the
+network is the one that it describes, else that of --plane-task.
+
+fusions:
+  consensus  the class that two of three planes hold, else background
+  mean       the class of the largest mean probability
+  learned    a weight for each plane and class; all a third until FOLDER/configs/train.json has run
+
+example:
+  ctseg join-planes runs/axial/model.pt runs/coronal/model.pt runs/sagittal/model.pt -o my_planes
+  ctseg segment head.nii.gz --task my_planes -o out"""
+
+
+def add_command(commands: Any) -> None:
+    """Add `ctseg join-planes` to the command line."""
+    command = commands.add_parser(
+        "join-planes",
+        help="make one bundle of three networks, one for each plane",
+        description="Join an axial, a coronal and a sagittal 2D network into a bundle.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for plane in ("axial", "coronal", "sagittal"):
+        command.add_argument(plane, type=Path, metavar=plane.upper(), help=f"weights of the {plane} network")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="the new bundle's folder")
+    command.add_argument("--fusion", choices=_FUSIONS, default="consensus", help="how (default: consensus)")
+    command.add_argument("--plane-task", default=_PLANE_TASK, metavar="NAME", help=f"bundle of a plane ({_PLANE_TASK})")
+    command.add_argument(
+        "--task", default=_VOLUME_TASK, metavar="NAME", help=f"bundle whose pipeline is taken over ({_VOLUME_TASK})"
+    )
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ctseg.registry import get_bundle
+
+    weights = {plane: getattr(arguments, plane) for plane in ("axial", "coronal", "sagittal")}
+    made = join_planes(
+        weights, get_bundle(arguments.plane_task), get_bundle(arguments.task), arguments.out, arguments.fusion
+    )
+    print(f"{made.path}: three planes, {arguments.fusion}; version {made.version}")
+    print(f"next: ctseg segment HEAD --task {arguments.out} -o OUT")
+
+
+def join_planes(weights: Mapping[str, Path], plane_bundle: Any, bundle: Any, out: Path, fusion: str) -> Any:
+    """Write the bundle of three planes.
+
+    Args:
+        weights: plane -> its network's weights.
+        plane_bundle: the `BundleInfo` of one plane's network.
+        bundle: the `BundleInfo` of a volume's, whose preprocessing, labels and training are taken over.
+        out: a new folder.
+        fusion: "consensus", "mean" or "learned".
+
+    Returns:
+        The new `BundleInfo`.
+
+    Raises:
+        BundleError: weights that cannot be read or do not fit, or bundles of other labels.
+        ConfigError: an experiment of another plane.
+        OutputError: the folder is there already, or cannot be written.
+    """
+    import torch
+    from monai.bundle import ConfigParser
+
+    from ctseg.bundlecopy import copy_with_weights
+    from ctseg.files import write_beside, written_beside
+    from ctseg.registry import get_bundle
+    from ctseg.weights import load_weights, read_weights
+
+    if plane_bundle.labels != bundle.labels:
+        raise BundleError(f"{plane_bundle.name} and {bundle.name} have other labels: name bundles of the same ones")
+    networks = {plane: _network_of(plane, path, plane_bundle) for plane, path in weights.items()}
+    definition = {
+        "_target_": "ctseg.planenetworks.ThreePlanes",
+        **networks,
+        "classes": len(bundle.labels) + 1,
+        "fusion": fusion,
+        "divisor": _config(plane_bundle.path, "inference")["divisor"],
+        "freeze_planes": fusion == "learned",
+    }
+    joined = {
+        f"planes.{plane}.{name}": tensor
+        for plane, path in weights.items()
+        for name, tensor in read_weights(path).items()
+    }
+    parser = ConfigParser({"network_def": definition})
+    network = parser.get_parsed_content("network_def")
+    if fusion == "learned":
+        joined["weights"] = network.weights.detach().clone()
+    with written_beside(out.with_name(f"{out.name}.pt")) as beside:
+        torch.save(joined, beside)
+    file = out.with_name(f"{out.name}.pt")
+    try:
+        load_weights(network, file)
+        made = copy_with_weights(
+            bundle,
+            file,
+            out,
+            f"{bundle.version}+planes",
+            f"three planes of {plane_bundle.name} joined by {fusion}",
+            "none: planes joined, not measured",
+        )
+    finally:
+        file.unlink(missing_ok=True)
+    for name in _CONFIGS:
+        config = _config(made.path, name)
+        config["network_def"] = definition
+        # whole volumes: every slice of every plane is seen once
+        place = config if name == "inference" else config["validate"]
+        place["inferer"] = {"_target_": "SimpleInferer"}
+        write_beside(made.path / "configs" / f"{name}.json", (json.dumps(config, indent=4) + "\n").encode())
+    return get_bundle(made.path)
+
+
+def _network_of(plane: str, weights: Path, plane_bundle: Any) -> Any:
+    """The definition of one plane's network: of the experiment that the weights are from, else the bundle's."""
+    told = weights.parent / "training.json"
+    if not told.is_file():
+        return _config(plane_bundle.path, "inference")["network_def"]
+    try:
+        config = json.loads(told.read_text(encoding="utf-8"))
+        network, found = config["network_def"], config["plane"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{told} says no plane and network ({error}): name weights of a plane's training") from error
+    if found != plane:
+        raise ConfigError(f"{weights} was trained on {found} slices, but is named as the {plane} one: change the order")
+    return network
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / "configs" / f"{name}.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); make it again with scripts/build_bundles") from error
+    return content
