@@ -17,6 +17,7 @@ from ctseg.errors import OutputError
 from ctseg.evaluation import build_results, score_maps
 from ctseg.evaluation_types import Evaluation, Settings, SliceRow
 from ctseg.sentences import said_plainly
+from ctseg.traininggap import read_training, training_gap
 
 
 def _pairs(output: Any) -> Any:
@@ -33,6 +34,7 @@ class CaseScores(Metric):
         labels: label names; class i+1 is labels[i].
         save_to: folder of the report; None writes nothing.
         baseline: `evaluation.json` of an earlier run to compare with; None for none.
+        training: `evaluation.json` of the training cases, to show the gap; None for none.
         beta: of F-beta.
         tolerance_mm: of NSD.
         output_transform: of Ignite; must give pairs of class maps (1, I, J, K) whose reference is a `MetaTensor` with
@@ -40,8 +42,8 @@ class CaseScores(Metric):
 
     Raises:
         ConfigError: for a setting that cannot work.
-        InputError: when the baseline cannot be read.
-        OutputError: when the report would replace its baseline.
+        InputError: when the baseline, or the evaluation of the training cases, cannot be read.
+        OutputError: when the report would replace one of these.
     """
 
     @said_plainly
@@ -52,14 +54,17 @@ class CaseScores(Metric):
         beta: float = 1.0,
         tolerance_mm: float = 3.0,
         baseline: str | Path | None = None,
+        training: str | Path | None = None,
         output_transform: Callable[[Any], Any] = _pairs,
         device: str | torch.device = "cpu",
     ) -> None:
         self.settings = Settings({name: (i, i) for i, name in enumerate(labels, start=1)}, beta, tolerance_mm)
         self.save_to = Path(save_to) if save_to else None
         self.baseline = read_baseline(baseline) if baseline else None
-        if self.save_to and baseline and (self.save_to / "evaluation.json").resolve() == Path(baseline).resolve():
-            raise OutputError(f"The baseline {baseline} would be replaced by this run: name another report_dir.")
+        self.training = read_training(training) if training else None
+        for file in (baseline, training):
+            if self.save_to and file and (self.save_to / "evaluation.json").resolve() == Path(file).resolve():
+                raise OutputError(f"The file {file} would be replaced by this run: name another report_dir.")
         super().__init__(output_transform=output_transform, device=device, skip_unrolling=True)
 
     def reset(self) -> None:
@@ -89,6 +94,8 @@ class CaseScores(Metric):
         results = build_results(cases, {}, [], self.settings, own_patients=True)
         if self.baseline is not None:
             results["comparison"] = compare(results, self.baseline, self.settings.resamples, self.settings.seed)
+        if self.training is not None:
+            results["training"] = training_gap(results, self.training)
         if self.save_to is not None and idist.get_rank() == 0:
             from ctseg.evaluation_report import write_evaluation
 

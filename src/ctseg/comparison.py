@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.bootstrap import PatientBootstrap
+from ctseg.classrates import summarise_classes
 from ctseg.errors import InputError
 from ctseg.scoring import LOWER_IS_BETTER, METRICS
 
@@ -22,18 +23,27 @@ def read_baseline(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: when it cannot be read, or is no such file.
     """
+    return read_evaluation(path, "baseline")
+
+
+def read_evaluation(path: str | Path, what: str) -> dict[str, Any]:
+    """Read an `evaluation.json`; `what` it is for stands in the sentence of an error.
+
+    Raises:
+        InputError: when it cannot be read, or is no such file.
+    """
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the baseline {path} cannot be read ({type(error).__name__}); expected the evaluation.json that an "
+            f"the {what} {path} cannot be read ({type(error).__name__}); expected the evaluation.json that an "
             "earlier ctseg evaluate wrote"
         ) from error
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
         raise InputError(
-            f"the baseline {path} says schema {found!r}, expected {SCHEMA!r}: name the evaluation.json that an earlier "
+            f"the {what} {path} says schema {found!r}, expected {SCHEMA!r}: name the evaluation.json that an earlier "
             "ctseg evaluate wrote, made by this version"
         )
     return dict(content)
@@ -51,7 +61,9 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any], resamples: int = 
     Returns:
         `labels`: name -> `cases` (case, metric -> before, now, difference), `mean` (metric -> mean difference with its
         paired interval, and a verdict) and `worse` (cases, the worst first). A difference is now minus before.
-        `only_now`, `only_before`: cases that cannot be compared. `notes`: what makes the comparison doubtful.
+        `classes`: misclassification, FP/FN, Dice and IoU over classes, before and now, from the voxels of the cases
+        that are in both (`ctseg.classrates`). `only_now`, `only_before`: cases that cannot be compared.
+        `notes`: what makes the comparison doubtful.
 
     Raises:
         InputError: when no case and label is in both.
@@ -69,6 +81,10 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any], resamples: int = 
     boot = PatientBootstrap([case["patient"] for case, _ in pairs], resamples, seed)
     return {
         "labels": {name: _of_label(boot, pairs, name, metrics) for name in names},
+        "classes": {
+            "before": summarise_classes([case for _, case in pairs], names)["over_classes"],
+            "now": summarise_classes([case for case, _ in pairs], names)["over_classes"],
+        },
         "only_now": sorted(case["case"] for case in now["cases"] if case["case"] not in shared),
         "only_before": sorted(set(old) - shared),
         "notes": _notes(now, before, pairs, names, metrics),

@@ -165,6 +165,8 @@ def score_maps(
     """
     import numpy as np
 
+    from ctseg.classrates import rates
+    from ctseg.confusion import confusion_counts
     from ctseg.geometry import spacing_of
     from ctseg.pairing import axial_axis
     from ctseg.scoring import score
@@ -180,11 +182,14 @@ def score_maps(
             beta=settings.beta,
             tolerance_mm=settings.tolerance_mm,
         )
+        labels[name].update(rates(labels[name]["voxels"]))
         for index in np.flatnonzero(per_slice[:, :3].any(axis=1)):
             tp, fp, fn, tn = per_slice[index].tolist()
             rows.append((case, name, int(index) + 1, tp, fp, fn, tn))
     rounded = [round(length, 6) for length in spacing]
-    return {"shape": list(reference_map.shape), "spacing_mm": rounded, "slice_axis": axis, "labels": labels}, rows
+    row: dict[str, Any] = {"shape": list(reference_map.shape), "spacing_mm": rounded, "slice_axis": axis}
+    confusion = confusion_counts(predicted_map, reference_map, list(settings.labels.values()))
+    return {**row, "labels": labels, "confusion": confusion}, rows
 
 
 def _foreign_values(case: str, volume: Volume, predicted_map: NDArray[Any], labels: Labels) -> list[str]:
@@ -226,7 +231,9 @@ def build_results(
         own_patients: whether the patients are known, or each case stands for one.
     """
     from ctseg.bootstrap import CONFIDENCE
+    from ctseg.classrates import RULE, summarise_classes
     from ctseg.comparison import SCHEMA
+    from ctseg.confusion import summarise_confusion
     from ctseg.report import INTENDED_USE, versions
     from ctseg.scoring import EMPTY_RULE
     from ctseg.summaries import summarise
@@ -245,14 +252,18 @@ def build_results(
             "seed": settings.seed,
             "confidence": CONFIDENCE,
             "empty_masks": EMPTY_RULE,
+            "fp_fn": RULE,
         },
         "summary": summarise(
             cases, list(settings.labels), beta=settings.beta, resamples=settings.resamples, seed=settings.seed
         ),
+        "classes": summarise_classes(cases, list(settings.labels)),
+        "confusion": summarise_confusion(cases, list(settings.labels)),
         "cases": cases,
         "refused": [{"case": case, "reason": reason} for case, reason in sorted(refused.items())],
         "notes": notes,
         "comparison": None,
+        "training": None,
     }
 
 

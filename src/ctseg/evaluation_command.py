@@ -22,6 +22,8 @@ what is written into OUT:
   evaluation.json   everything; what --baseline takes
   cases.csv         a row for each case and organ
   summary.csv       means and pooled values with their intervals
+  classes.csv       misclassification rate, FP/FN, Dice, IoU of each class, mean and variance over classes
+  confusion.csv     which class is taken for which, in voxels
   slices.csv        a row for each case, organ and slice
 
 examples:
@@ -51,6 +53,9 @@ def add_command(commands: Any) -> None:
     command.add_argument("--images", type=Path, metavar="DIR", help="the CTs, for the pictures of the worst cases")
     command.add_argument("--baseline", type=Path, metavar="FILE", help="evaluation.json of an earlier run, to compare")
     command.add_argument(
+        "--training", type=Path, metavar="FILE", help="evaluation.json of the training cases: how large the gap is"
+    )
+    command.add_argument(
         "--patients", type=Path, metavar="FILE", help="CSV with the columns case,patient, or a datalist.json"
     )
     command.add_argument(
@@ -74,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{folder} is a folder, the other a file: give two label maps, or two folders of them")
     labels = parse_labels(arguments.labels)
     settings = Settings(labels, arguments.beta, arguments.tolerance, arguments.resamples, arguments.seed)
-    wants_report = arguments.out or arguments.baseline or arguments.images or arguments.patients
+    wants_report = arguments.out or arguments.baseline or arguments.images or arguments.patients or arguments.training
     if not paths[0].is_dir() and not wants_report:
         _print_pair(evaluate_masks(*paths, labels), as_json=arguments.json)
         return
@@ -85,10 +90,12 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> None:
     from ctseg.cases import case_name
     from ctseg.comparison import compare, read_baseline
     from ctseg.evaluation_report import write_evaluation
+    from ctseg.traininggap import read_training, training_gap
 
     out = arguments.out or Path("evaluation")
-    _check_out(out, arguments.baseline)
+    _check_out(out, arguments.baseline, arguments.training)
     baseline = read_baseline(arguments.baseline) if arguments.baseline else None
+    training = read_training(arguments.training) if arguments.training else None
     patients = read_patients(arguments.patients) if arguments.patients else None
     strip = [ending.strip() for ending in arguments.strip.split(",") if ending.strip()]
     if arguments.images and not arguments.images.exists():
@@ -102,17 +109,20 @@ def _evaluate(arguments: argparse.Namespace, settings: Settings) -> None:
         result = evaluate_pairs(pair, settings, patients=patients)
     if baseline is not None:
         result.results["comparison"] = compare(result.results, baseline, settings.resamples, settings.seed)
+    if training is not None:
+        result.results["training"] = training_gap(result.results, training)
     _say("writing the report")
     files = write_evaluation(result, out, images=arguments.images, strip=strip)
     print(json.dumps(result.results, indent=2) if arguments.json else summary(result, out, files))
 
 
-def _check_out(out: Path, baseline: Path | None) -> None:
+def _check_out(out: Path, *earlier: Path | None) -> None:
     """Refuse before the work what would fail, or lose something, after it."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, expected a folder for the report; name another one with --out")
-    if baseline is not None and (out / "evaluation.json").resolve() == baseline.resolve():
-        raise OutputError(f"the baseline {baseline} would be replaced by this run; name another folder with --out")
+    for file in earlier:
+        if file is not None and (out / "evaluation.json").resolve() == file.resolve():
+            raise OutputError(f"the file {file} would be replaced by this run; name another folder with --out")
 
 
 def read_patients(path: Path) -> dict[str, str]:
@@ -171,10 +181,30 @@ def summary(result: Evaluation, out: Path, files: Sequence[Path]) -> str:
             worse = ", ".join(row["worse"]) or "none"
             lines.append(f"{name} beside the baseline: Dice {change}, {mean['verdict']}; worse: {worse}")
         lines += [f"note: {note}" for note in results["comparison"]["notes"]]
+    lines += _of_classes(results)
     lines += [f"note: {note}" for note in results["notes"]]
     lines += [f"not scored: {row['case']}: {row['reason']}" for row in results["refused"]]
     lines += [f"{out}: {'  '.join(file.name for file in files)}", results["intended_use"]]
     return "\n".join(lines)
+
+
+def _of_classes(results: Mapping[str, Any]) -> list[str]:
+    """Lines on the classes together, on left and right, and on the training cases."""
+    lines, over = [], results["classes"]["over_classes"]
+    if over["iou"]["n"] > 1:
+        rate, ratio = over["misclassification"], over["fp_fn"]
+        lines.append(
+            f"over {rate['n']} classes: misclassified {1000 * rate['mean']:.3f} per 1000 voxels "
+            f"(variance {1e6 * rate['variance']:.3g}e-6), FP/FN {_number(ratio['mean'], 2)} (variance "
+            f"{_number(ratio['variance'], 2)}, {ratio['n']} classes)"
+        )
+    if sides := (results["confusion"] or {}).get("sides"):
+        lines.append(f"left for right or right for left: {sides['as_other_side']} of {sides['voxels']} voxels")
+    if training := results["training"]:
+        mean = training["mean"]["iou"]
+        lines.append(f"training minus these cases: IoU {_number(mean['gap'], 3)} on average over {mean['n']} classes")
+        lines += [f"note: {note}" for note in training["notes"]]
+    return lines
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -30,8 +30,10 @@ th[scope=row] { font-weight: 600; } thead th { background: #eef1f4; }
 .range { display: block; color: #4a4a4a; font-size: .85em; white-space: nowrap; }
 figure { margin: .6rem 0 1.4rem; } img { max-width: 100%; height: auto; display: block; }
 figcaption { margin-top: .4rem; } dt { font-weight: 600; margin-top: .6rem; } dd { margin-left: 0; }
+.sheet { border-top: 1px solid #d0d0d0; padding-top: 1.2rem; margin-top: 2.2rem; }
 summary { cursor: pointer; padding: .3rem 0; }
-@media print { .scroll { overflow: visible; } nav, .skip { display: none; } figure, tr { break-inside: avoid; } }
+@media print { .scroll { overflow: visible; } nav, .skip { display: none; } figure, tr { break-inside: avoid; }
+  .sheet { break-before: page; } }
 """
 
 
@@ -52,6 +54,15 @@ class Page:
         anchor = f"s{len(self._contents) + 1}"
         self._contents.append((anchor, text))
         self._parts.append(f'<h2 id="{anchor}">{escape(text)}</h2>')
+
+    def links(self, texts: Sequence[str], prefix: str) -> None:
+        """Add links to the sheets `prefix`1, `prefix`2, ... that follow, in this order."""
+        items = "".join(f'<li><a href="#{prefix}{n}">{escape(text)}</a></li>' for n, text in enumerate(texts, start=1))
+        self._parts.append(f'<nav aria-label="Sheets"><ul>{items}</ul></nav>')
+
+    def sheet(self, text: str, anchor: str) -> None:
+        """Begin a part of a section that is printed on a sheet of its own."""
+        self._parts.append(f'<h3 class="sheet" id="{escape(anchor)}">{escape(text)}</h3>')
 
     def subheading(self, text: str) -> None:
         """Begin a part of a section."""

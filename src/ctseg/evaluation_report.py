@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctseg.evaluation_casepages import case_pages
+from ctseg.evaluation_classes import classes_section, confusion_section, training_section
 from ctseg.evaluation_html import Page, interval, number, plural
 from ctseg.evaluation_plots import change_plot
 from ctseg.evaluation_sections import (
     cases_section,
+    images_of,
     reading_section,
     refused_section,
     slices_section,
@@ -38,13 +41,14 @@ def write_evaluation(
         strip: endings to leave off the names of the CTs.
 
     Returns:
-        The files: evaluation.html, evaluation.json, cases.csv, summary.csv, slices.csv.
+        The files: evaluation.html, evaluation.json, cases.csv, summary.csv, classes.csv, confusion.csv (unless two
+        classes share a value), slices.csv.
 
     Raises:
         OutputError: when the folder cannot be written.
         InputError: when there is no folder of images.
     """
-    from ctseg.evaluation_tables import cases_table, slices_table, summary_table
+    from ctseg.evaluation_tables import cases_table, classes_table, confusion_table, slices_table, summary_table
 
     results = evaluation.results
     contents = {
@@ -52,6 +56,8 @@ def write_evaluation(
         "evaluation.json": (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode(),
         "cases.csv": cases_table(results),
         "summary.csv": summary_table(results),
+        "classes.csv": classes_table(results),
+        **({"confusion.csv": confusion_table(results)} if results["confusion"] else {}),
         "slices.csv": slices_table(evaluation.slices, results["settings"]["beta"]),
     }
     for name, content in contents.items():
@@ -65,13 +71,17 @@ def html_report(evaluation: Evaluation, images: Path | None = None, strip: Seque
     page = Page("How well the masks meet the references")
     _opening(page, results)
     _summary(page, results)
+    classes_section(page, results)
+    confusion_section(page, results)
     if results["comparison"]:
         _comparison(page, results["comparison"])
+    training_section(page, results)
     spread_section(page, results)
     worst_section(page, evaluation, images, strip)
     volumes_section(page, results)
     slices_section(page, results)
     cases_section(page, results)
+    case_pages(page, evaluation, images_of(images, evaluation, strip))
     refused_section(page, results)
     reading_section(page, results)
     return page.text()

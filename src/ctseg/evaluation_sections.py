@@ -15,12 +15,14 @@ from ctseg.scoring import METRICS
 
 WORST_OF_EACH = 3
 _MOST_PICTURES = 12
+_MOST_PLOTTED = 8  # organs; of more, those with the lowest mean Dice: twenty pages of plots are read by nobody
 
 
 def spread_section(page: Page, results: Mapping[str, Any]) -> None:
     """Plots of how the cases spread."""
     page.heading("Spread over cases")
-    for name, label in results["summary"]["labels"].items():
+    for name in _plotted(page, results):
+        label = results["summary"]["labels"][name]
         rows = [case["labels"][name] for case in results["cases"]]
         spread = label["spread"]
         said = "; ".join(
@@ -43,6 +45,18 @@ def spread_section(page: Page, results: Mapping[str, Any]) -> None:
         )
 
 
+def _plotted(page: Page, results: Mapping[str, Any]) -> list[str]:
+    """The organs that get a plot of their own; a word where these are not all."""
+    means = {name: label["macro"]["dice"]["value"] for name, label in results["summary"]["labels"].items()}
+    if len(means) <= _MOST_PLOTTED:
+        return list(means)
+    lowest = sorted((value, name) for name, value in means.items() if value is not None)[:_MOST_PLOTTED]
+    page.paragraph(
+        f"The {len(lowest)} organs with the lowest mean Dice of {len(means)}; figures of all are in the tables.", "note"
+    )
+    return [name for _, name in lowest]
+
+
 def worst_section(page: Page, evaluation: Evaluation, images: Path | None, strip: Sequence[str]) -> None:
     """Pictures of the cases with the lowest Dice."""
     from ctseg.evaluation_pictures import case_picture
@@ -56,7 +70,7 @@ def worst_section(page: Page, evaluation: Evaluation, images: Path | None, strip
         "Solid blue line: reference. Dashed orange line: prediction. Letters are the patient's sides (R right, L left, "
         "A front, P back, S head, I feet); in axial and coronal pictures image left is the patient's right."
     )
-    ways = _images_of(images, evaluation, strip)
+    ways = images_of(images, evaluation, strip)
     for case, name in chosen:
         row = next(c for c in evaluation.results["cases"] if c["case"] == case)["labels"][name]
         values = evaluation.results["settings"]["labels"][name]
@@ -98,7 +112,8 @@ def worst_cases(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(case, name) for _, case, name in sorted(chosen)[:_MOST_PICTURES]]
 
 
-def _images_of(images: Path | None, evaluation: Evaluation, strip: Sequence[str]) -> dict[str, Path]:
+def images_of(images: Path | None, evaluation: Evaluation, strip: Sequence[str]) -> dict[str, Path]:
+    """Return case -> its CT of a folder; empty without one."""
     from ctseg.pairing import find_images
 
     if images is None:
@@ -113,7 +128,7 @@ def _images_of(images: Path | None, evaluation: Evaluation, strip: Sequence[str]
 def volumes_section(page: Page, results: Mapping[str, Any]) -> None:
     """Plots of how the volumes agree."""
     page.heading("Agreement of volumes")
-    for name in results["summary"]["labels"]:
+    for name in _plotted(page, results):
         rows = [case["labels"][name] for case in results["cases"]]
         agreement = bland_altman(rows)
         if agreement is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ctseg.classrates import RATES, SPREAD_OF
 from ctseg.scoring import COUNTS, METRICS, overlaps, plain
 
 _IN_SLICES = ("dice", "iou", "precision", "recall", "f_beta", "accuracy", "specificity")
@@ -25,12 +26,14 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 def cases_table(results: Mapping[str, Any]) -> bytes:
     """Return `cases.csv`; a case that could not be scored has a row too, with its reason."""
     header = ["case", "patient", "organ", "found", *METRICS, "predicted_ml", "reference_ml", "difference_ml", *COUNTS]
+    header += [*RATES]
     header += ["slices_with_organ", "slices_missed", "slices_false", "not_scored_because"]
     rows: list[list[Any]] = []
     for case in results["cases"]:
         for name, row in case["labels"].items():
             values = [row["found"], *(row[metric] for metric in METRICS), row["predicted_ml"], row["reference_ml"]]
             values += [row["predicted_ml"] - row["reference_ml"], *(row["voxels"][part] for part in COUNTS)]
+            values += [row[rate] for rate in RATES]
             values += [row["slices"][part] for part in ("with_organ", "missed", "false")]
             rows.append([case["case"], case["patient"], name, *values, None])
     blank = [None] * (len(header) - 2)
@@ -56,6 +59,22 @@ def summary_table(results: Mapping[str, Any]) -> bytes:
     add("all", "mean over organs", results["summary"]["overall"]["macro"])
     add("all", "pooled over voxels", results["summary"]["overall"]["micro"])
     return _table(["organ", "summed_up", "metric", "value", "low", "high", "n", "patients"], rows)
+
+
+def classes_table(results: Mapping[str, Any]) -> bytes:
+    """Return `classes.csv`: figures of each class from all cases' voxels, then mean and variance over classes."""
+    classes = results["classes"]
+    rows: list[list[Any]] = [[name, *(row[f] for f in SPREAD_OF)] for name, row in classes["labels"].items()]
+    over = classes["over_classes"]
+    for key, title in (("mean", "mean over classes"), ("variance", "variance over classes"), ("n", "classes counted")):
+        rows.append([title, *(over[figure][key] for figure in SPREAD_OF)])
+    return _table(["class", *SPREAD_OF], rows)
+
+
+def confusion_table(results: Mapping[str, Any]) -> bytes:
+    """Return `confusion.csv`: voxels, rows the reference, columns the prediction."""
+    names, counts = results["confusion"]["names"], results["confusion"]["counts"]
+    return _table(["reference", *names], [[name, *row] for name, row in zip(names, counts, strict=True)])
 
 
 def slices_table(slices: Sequence[tuple[str, str, int, int, int, int, int]], beta: float) -> bytes:
