@@ -60,7 +60,7 @@ class FakePredictor:
     made: ClassVar[list[tuple[str, str]]] = []
     result: ClassVar[Any] = None
 
-    def __init__(self, bundle: BundleInfo, device: str = "auto") -> None:
+    def __init__(self, bundle: BundleInfo, device: str = "auto", find: Any = None) -> None:
         self.bundle = bundle
         FakePredictor.made.append((bundle.name, device))
 
