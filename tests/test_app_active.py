@@ -195,6 +195,8 @@ def test_a_score_says_what_quality_to_expect(under_test: AppUnderTest, asked: li
     assert organ["expected_dice"] == pytest.approx(expected, abs=1e-4)
     assert organ["dice"] == pytest.approx(2 * expected - 1, abs=1e-3) and organ["error"] == 0.02
     assert scored["case1"]["quality"] is None, "nothing was found"
+    chosen = under_test.app.next_sample({"strategy": "uncertainty", "model": MODEL, "seed": 1})
+    assert chosen["scores"] == scored["case2"]
 
 
 def test_a_case_that_cannot_be_scored_is_named_and_does_not_stop_the_rest(under_test: AppUnderTest) -> None:

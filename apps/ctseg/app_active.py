@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from app_http import refused
-from app_scores import AllScores, shown
+from app_scores import AllScores
 from app_scoring import AUGMENT, DROPOUT, WAYS, Scoring, read_scoring, shown_scoring
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -88,12 +88,13 @@ class ScoredCase(Strategy):
         pool = Pool([known[case] for case in images if case in known] or [CaseScore(case) for case in images], done)
         seed = request.get("seed")
         chosen = choose(name, pool, 1, np.random.default_rng(seed if isinstance(seed, int) else None))[0]
+        told = scores.shown(known[chosen]) if scores is not None and chosen in known else {}
         logger.info("Next case by %s among %d of %d cases", name, len(known), len(images))
         return {
             "id": chosen,
             "chosen_by": name,
             "scored_cases": len(known),
-            "scores": {key: value for key, value in shown(known[chosen]).items() if value} if chosen in known else {},
+            "scores": told,
             **({"problem": scores.problem} if scores is not None and scores.problem else {}),
         }
 

@@ -21,7 +21,7 @@ from ctseg.acquisition import ScoreBook, Scorer
 from ctseg.devices import inference_device
 from ctseg.errors import ConfigError, CtsegError
 from ctseg.quality import calibrations_of, estimated, summary
-from ctseg.registry import BundleInfo, get_bundle
+from ctseg.registry import BundleInfo, fingerprint, get_bundle
 from ctseg.strategies import CaseScore
 
 logger = logging.getLogger(__name__)
@@ -78,31 +78,35 @@ class BackgroundScores:
         return {case: score for case, score in found.items() if score}
 
     def told(self) -> dict[str, Any]:
-        """Return what is shown: every known score without its features, what is left, and what could not be scored.
-
-        A score's `quality` is the estimate that an inference's answer has, made of the same probabilities.
-        """
+        """Return what is shown: every known score (`shown`), what is left, and what could not be scored."""
         bundle, store = self._bundle(), self._store()
-        lines = calibrations_of(bundle.quality, bundle.name)
         cases = store.get_unlabeled_images()
         known = self.known(cases)
         return {
             "model": bundle.name,
             "version": bundle.version,
             **asdict(self.scoring),
-            "scored": {
-                case: {**shown(score), "quality": summary(estimated(score.expected_dice, lines))}
-                for case, score in sorted(known.items())
-            },
+            "scored": {case: self.shown(score) for case, score in sorted(known.items())},
             "left": sorted(set(cases) - known.keys() - self.failed.keys()),
             "failed": dict(self.failed),
             "problem": self.problem,
             "running": self._thread is not None and not self.idle.is_set(),
         }
 
+    def shown(self, score: CaseScore) -> dict[str, Any]:
+        """Return a score as JSON, without what nobody reads.
+
+        Its `quality` is the estimate that an inference's answer has, made of the same probabilities.
+        """
+        bundle = self._bundle()
+        quality = summary(estimated(score.expected_dice, calibrations_of(bundle.quality, bundle.name)))
+        plain = {key: value for key, value in asdict(score).items() if key not in ("case_id", "features")}
+        return {**plain, "quality": quality}
+
     def _current_book(self) -> ScoreBook:
         bundle = self._bundle()
-        version = f"{bundle.version} {bundle.weights_sha256 or 'own'}"
+        # Weights of a user's own have no sha256: then it is the file that must be the same.
+        version = f"{bundle.version} {bundle.weights_sha256 or fingerprint(bundle)}"
         if self._book is None or self._book.version != version:
             self._book = ScoreBook(self._folder / self.scoring.file, version)
             self.failed.clear()
@@ -117,7 +121,9 @@ class BackgroundScores:
                     pass
             except Exception:
                 logger.exception("Scoring stopped; it is tried again when somebody asks")
-            self.idle.set()
+            with self._lock:
+                if not self._wake.is_set():  # else somebody has asked again just now
+                    self.idle.set()
             self._wake.wait()  # until somebody asks again: then there may be new cases, or another network
 
     def _one(self) -> bool:
@@ -155,11 +161,6 @@ def _state(store: Datastore, case: str) -> str:
         return case
     stat = path.stat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-def shown(score: CaseScore) -> dict[str, Any]:
-    """Return a score as JSON, without what nobody reads."""
-    return {key: value for key, value in asdict(score).items() if key not in ("case_id", "features")}
 
 
 def _is_series(case: str) -> bool:
