@@ -1,4 +1,4 @@
-"""What the benchmarks share: a long CT, the naive way of the reference system, agreement of masks, the machine.
+"""What the benchmarks share: cases, the naive way of the reference system, agreement of masks, what the machine can do.
 
 The naive way runs a network slice by slice, one forward pass each in float32: a slice is windowed, resized to the
 network's pixel size (or kept at the scanner's, "full"), and its probabilities are resized back and thresholded there.
@@ -7,6 +7,7 @@ network's pixel size (or kept at the scanner's, "full"), and its probabilities a
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
     from ctseg.prediction import Predictor
+    from ctseg.volume import Volume
 
 LONG = (512, 512, 300)
 _DIVISOR = 16
@@ -81,6 +83,18 @@ def noisy_body(ct: Path, out: Path, shape: Sequence[int], noise: float = 10.0) -
             noisy = voxels[:, :, plane][np.ix_(i, j)]
             noisy = noisy + rng.standard_normal(noisy.shape, dtype=np.float32) * noise
             stream.write(noisy.round().clip(-1024, 3071).astype("<i2").tobytes(order="F"))
+    return out
+
+
+def in_lps(ct: Path, out: Path) -> Path:
+    """Write the same NIfTI CT with its axes stored to the left, back and head, as networks look at it."""
+    import nibabel
+
+    image: Any = nibabel.load(ct)
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.orientations.io_orientation(image.affine), nibabel.orientations.axcodes2ornt("LPS")
+    )
+    nibabel.save(image.as_reoriented(turn), out)
     return out
 
 
@@ -159,3 +173,84 @@ def largest_component(mask: torch.Tensor) -> torch.Tensor:
 
     kept: Any = KeepLargestConnectedComponent(connectivity=1)(mask)
     return torch.as_tensor(kept)
+
+
+def naive_segmentation(
+    predictor: Predictor, ct: Path, full: bool = False
+) -> tuple[Volume, NDArray[np.uint8], dict[str, float]]:
+    """Segment a CT as the reference system did: slice by slice, every slice, the largest component kept.
+
+    Args:
+        predictor: a bundle of one organ.
+        ct: any file that ctseg reads.
+        full: as for `NaiveNetwork`.
+
+    Returns:
+        The CT, the mask on its grid, and seconds by stage: read, network (with its resizing), postprocess.
+    """
+    import torch
+    from monai.transforms import Orientation
+
+    from ctseg.reading import read_volume
+    from ctseg.transforms.loading import to_tensor
+
+    seconds, start = {}, time.perf_counter()
+    volume = read_volume(ct)
+    seconds["read"], start = time.perf_counter() - start, time.perf_counter()
+    turn = Orientation(axcodes="LPS", labels=None)
+    image: Any = turn(to_tensor(volume))
+    network = NaiveNetwork(predictor, image, full)
+    mask = torch.zeros(image.shape, dtype=torch.uint8)
+    with torch.inference_mode():
+        for k in range(image.shape[-1]):
+            mask[0, ..., k] = network.mask(image[0, ..., k].as_tensor())
+    seconds["network"], start = time.perf_counter() - start, time.perf_counter()
+    image.set_array(largest_component(mask))
+    back: Any = turn.inverse(image)
+    seconds["postprocess"] = time.perf_counter() - start
+    return volume, np.asarray(back[0]).astype(np.uint8), seconds
+
+
+def operations(network: Any, shape: Sequence[int], device: str = "cpu") -> float:
+    """Return the floating-point operations of a forward pass on an input (B, C, ...), as PyTorch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(tuple(shape), device=device))
+    return float(counter.get_total_flops())
+
+
+def measured_rate(device: str = "cpu", half: bool | None = None, seconds: float = 1.5) -> float:
+    """Return the most operations per second that this machine reached now, in large products and convolutions.
+
+    Args:
+        device: "cpu" or a GPU.
+        half: in bfloat16; None: where the networks run so.
+        seconds: how long each is tried.
+    """
+    import torch
+    from torch.nn.functional import conv2d
+
+    from ctseg.inferers import cpu_has_bfloat16
+
+    half = (device != "cpu" or cpu_has_bfloat16()) if half is None else half
+    kind = torch.bfloat16 if half else torch.float32
+    a = torch.randn(1024, 1024, device=device, dtype=kind)
+    image = torch.randn(8, 64, 128, 128, device=device, dtype=kind).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(64, 64, 3, 3, device=device, dtype=kind).contiguous(memory_format=torch.channels_last)
+    best = 0.0
+    with torch.inference_mode():
+        for work, count in (
+            (lambda: a @ a, 2 * 1024**3),
+            (lambda: conv2d(image, kernel), 2 * 8 * 126**2 * 64 * 64 * 9),
+        ):
+            work()
+            runs, start = 0, time.perf_counter()
+            while (spent := time.perf_counter() - start) < seconds:
+                work()
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                runs += 1
+            best = max(best, runs * count / spent)
+    return best

@@ -65,6 +65,8 @@ class Work:
         voxels = math.prod(self.shape)
         network = self.grid * (_IMAGE_BYTES + _CLASS_BYTES * self.classes) + self.activations[batch - 1]
         if way == WHOLE:
+            from ctseg.checks import MEMORY_FACTOR  # late: it needs NumPy, which help and refusals do not
+
             return self.base + voxels * (4 * MEMORY_FACTOR + self.masks - 1) + network + _SLACK
         return self.base + voxels * self.masks + network + _SLACK
 
