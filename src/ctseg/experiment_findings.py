@@ -13,7 +13,7 @@ from typing import Any
 from ctseg.experiment_runs import FINISHED, read_state
 from ctseg.experiment_table import read_rows
 
-# The measure that is followed over the epochs: the first of these that every experiment has.
+# The measure that is followed over the epochs: the first of these that every experiment has, and that is not 0 in all.
 FOLLOWED = ("val_thresholded_iou_at_half", "val_mean_dice", "val_f1")
 RISE = 0.05  # of the validation loss over its lowest value: from here on it is called overfitting
 LEVEL = 0.9  # of the best value in a group: the level whose first epoch tells how fast a loss learns
@@ -73,8 +73,10 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def followed(runs: Sequence[Run]) -> str | None:
-    """Return the measure that every run has over its epochs; None when there is none."""
-    return next((name for name in FOLLOWED if runs and all(name in run.curves for run in runs)), None)
+    """Return the first measure that every run has over its epochs; one that is 0 in all of them says nothing."""
+    shared = [name for name in FOLLOWED if runs and all(name in run.curves for run in runs)]
+    telling = [name for name in shared if any(value > 0 for run in runs for _, value in run.curves[name])]
+    return next(iter([*telling, *shared]), None)
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:

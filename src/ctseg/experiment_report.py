@@ -103,7 +103,10 @@ def _figures(page: Page, runs: Sequence[Run]) -> None:
         else:
             page.table(words, ["experiment", words], [[run.short, _marked(v, best)] for run, v in known])
     if len(axes) == 2:
-        name = next(name for name in MEASURES if runs[0].row.get(name) is not None)
+        shown = [name for name in MEASURES if any(run.row.get(name) for run in runs)]  # above 0 somewhere
+        if not shown:
+            return
+        name = shown[0]
         values = {
             (run.grid[axes[0]], run.grid[axes[1]]): float(run.row[name])
             for run in runs
@@ -266,7 +269,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _marked(value: float, best: float) -> str:
-    return f"{value:.3f} (best)" if value == best else f"{value:.3f}"
+    return f"{value:.3f} (best)" if value == best > 0 else f"{value:.3f}"
 
 
 def _text(value: float | None, *, signed: bool = False) -> str:
