@@ -17,6 +17,7 @@ from ctseg.experiment_table import read_rows
 FOLLOWED = ("val_thresholded_iou_at_half", "val_mean_dice", "val_f1")
 RISE = 0.05  # of the validation loss over its lowest value: from here on it is called overfitting
 LEVEL = 0.9  # of the best value in a group: the level whose first epoch tells how fast a loss learns
+LEARNT = 0.5  # what the best of a group must reach: to answer "everywhere" gives a Dice above 0 too
 _LAST = 3  # epochs whose mean is the end of a curve
 
 
@@ -140,7 +141,8 @@ def speeds(runs: Sequence[Run], measure: str, axis: str) -> list[Speed]:
     """Return how fast each value of an axis learns, the fastest first.
 
     Runs that differ only in this axis are a group (the losses of one network). The group's level is 90 % of the best
-    value that any of them reaches; the first epoch at it counts. A group that learns nothing is left out.
+    value that any of them reaches; the first epoch at it counts. A group whose best stays below 0.5 has
+    learnt too little to compare, and is left out.
     """
     groups: dict[str, dict[str, Run]] = {}
     for run in runs:
@@ -149,7 +151,7 @@ def speeds(runs: Sequence[Run], measure: str, axis: str) -> list[Speed]:
     found: dict[str, dict[str, int | None]] = {}
     for group, members in groups.items():
         best = max(value for run in members.values() for _, value in run.curves[measure])
-        if best <= 0:
+        if best < LEARNT:
             continue
         for value, run in members.items():
             found.setdefault(value, {})[group] = first_at(run, measure, LEVEL * best)

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.evaluation_html import NO_VALUE, Page
-from ctseg.experiment_findings import LEVEL, RISE, Run, at_the_end, axes_of, followed, overfitting, read_runs, speeds
+from ctseg.experiment_findings import (
+    LEARNT,
+    LEVEL,
+    RISE,
+    Run,
+    at_the_end,
+    axes_of,
+    followed,
+    overfitting,
+    read_runs,
+    speeds,
+)
 from ctseg.experiment_plots import curves_of, matrix, side_by_side
 from ctseg.experiment_runs import REPORT, TRIPTYCHS, read_state
 from ctseg.files import write_beside
@@ -189,7 +200,7 @@ def _speed(page: Page, runs: Sequence[Run], measure: str) -> None:
     page.heading(f"Which {axis} learns fastest")
     rows = speeds(runs, measure, axis)
     if not rows:
-        page.paragraph(f"None of the experiments reached a {_WORDS[measure]} above 0, so nothing can be said.")
+        page.paragraph(f"None of them reached {_WORDS[measure]} {LEARNT}: too little was learnt to compare.")
         return
     page.paragraph(
         f"Losses have scales of their own, so a common measure is followed: the first epoch at which {_WORDS[measure]} "
