@@ -70,6 +70,8 @@ def test_which_learns_fastest_by_hand() -> None:
     assert speeds(slow, MEASURE, "loss")[-1].median == math.inf
     assert speeds([slow[-1]], MEASURE, "loss") == [], "a group that learns nothing says nothing"
     assert followed([*runs, Run("t/x", Path(), {}, {}, {})]) is None
+    dice = {MEASURE: [(1, 0.0)], "val_mean_dice": [(1, 0.2)]}
+    assert followed([Run("t/x", Path(), {}, {}, dice)]) == "val_mean_dice", "the other is 0 in all"
 
 
 @pytest.fixture

@@ -175,6 +175,45 @@ def test_the_ensemble_is_a_bundle_like_any_other(run: tuple[Path, Path, list[str
     assert (inference["window"], "loss" in inference) == ([0, 255], False)
 
 
+def test_a_classifier_has_folds_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    InProcess(monkeypatch)
+    data = block_slices(tmp_path / "data", 3)
+    small = "{_target_: ctseg.networks.make_classifier, encoder: resnet10t, in_channels: 1}"
+    experiment = f"experiment: {{task: liver_ct_presence, folds: {{k: 3}}}}\npatch: [32, 32]\nnetwork_def: {small}\n"
+    (tmp_path / "over.yaml").write_text(experiment + "epochs: 1\nval_interval: 1\nnum_workers: 0\n")
+    command = ["folds", "liver_ct_classification", "--data", str(data), "--out", str(tmp_path / "runs"), "--fold", "2"]
+    assert main([*command, "--over", str(tmp_path / "over.yaml"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "fold 1: not begun" in said and "fold 2: finished, 1 held out; F1 by patient" in said
+    model = tmp_path / "runs" / "liver_ct_presence" / "fold_2" / "model.pt"
+    info = get_bundle("liver_ct_classification")
+    made = write_ensemble(info, [model, model], tmp_path / "joined", "none", tmp_path / "over.yaml")
+    inference = json.loads((made.path / "configs" / "inference.json").read_text())
+    assert inference["network_def"]["activation"] == "sigmoid" and made.classifies
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it would train")
+def test_without_a_gpu_it_wants_to_be_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    InProcess(monkeypatch)
+    data = block_slices(tmp_path / "data", 3)
+    command = [
+        "folds",
+        "liver_ct_segmentation",
+        "--data",
+        str(data),
+        "--leave-one-out",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    assert main([*command, "--fold", "1"]) == 2
+    said = capsys.readouterr()
+    assert "Training runs on CUDA" in said.out and "1 of 3 folds did not end well" in said.err
+
+
 class Constant(nn.Module):
     """Answers with one logit for each class everywhere."""
 

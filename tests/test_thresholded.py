@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine
 
 from ctseg.errors import ConfigError
+from ctseg.history import History
 from ctseg.thresholded import ThresholdedIou, thresholded
+from ctseg.training import SaveBest
 
 
 def test_the_steps() -> None:
@@ -52,3 +55,17 @@ def test_slices_of_a_volume_are_images_and_classes_have_means() -> None:
     assert metric.compute() == pytest.approx(0.5)
     with pytest.raises(ConfigError, match="expected 3 channels, or 1 of one label, on the same grid"):
         metric.update([(logits[:1], label)])
+
+
+def test_while_it_is_0_the_latest_network_is_kept(tmp_path: Path) -> None:
+    network, history = torch.nn.Linear(1, 1, bias=False), History()
+    validator = Engine(lambda engine, batch: None)
+    save = SaveBest(network, "m", tmp_path, history)
+    kept = []
+    for epoch, value in enumerate([0.0, 0.0, 0.3, 0.3, 0.0], start=1):
+        torch.nn.init.constant_(network.weight, float(epoch))
+        validator.state.metrics = {"m": value}
+        save(validator)
+        history.add({"epoch": epoch, "m": value})
+        kept.append(torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item())
+    assert kept == [1.0, 2.0, 3.0, 3.0, 3.0]

@@ -13,10 +13,11 @@ from typing import Any
 from ctseg.experiment_runs import FINISHED, read_state
 from ctseg.experiment_table import read_rows
 
-# The measure that is followed over the epochs: the first of these that every experiment has.
+# The measure that is followed over the epochs: the first of these that every experiment has, and that is not 0 in all.
 FOLLOWED = ("val_thresholded_iou_at_half", "val_mean_dice", "val_f1")
 RISE = 0.05  # of the validation loss over its lowest value: from here on it is called overfitting
 LEVEL = 0.9  # of the best value in a group: the level whose first epoch tells how fast a loss learns
+LEARNT = 0.5  # what the best of a group must reach: to answer "everywhere" gives a Dice above 0 too
 _LAST = 3  # epochs whose mean is the end of a curve
 
 
@@ -73,8 +74,10 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def followed(runs: Sequence[Run]) -> str | None:
-    """Return the measure that every run has over its epochs; None when there is none."""
-    return next((name for name in FOLLOWED if runs and all(name in run.curves for run in runs)), None)
+    """Return the first measure that every run has over its epochs; one that is 0 in all of them says nothing."""
+    shared = [name for name in FOLLOWED if runs and all(name in run.curves for run in runs)]
+    telling = [name for name in shared if any(value > 0 for run in runs for _, value in run.curves[name])]
+    return next(iter([*telling, *shared]), None)
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:
@@ -138,7 +141,8 @@ def speeds(runs: Sequence[Run], measure: str, axis: str) -> list[Speed]:
     """Return how fast each value of an axis learns, the fastest first.
 
     Runs that differ only in this axis are a group (the losses of one network). The group's level is 90 % of the best
-    value that any of them reaches; the first epoch at it counts. A group that learns nothing is left out.
+    value that any of them reaches; the first epoch at it counts. A group whose best stays below 0.5 has
+    learnt too little to compare, and is left out.
     """
     groups: dict[str, dict[str, Run]] = {}
     for run in runs:
@@ -147,7 +151,7 @@ def speeds(runs: Sequence[Run], measure: str, axis: str) -> list[Speed]:
     found: dict[str, dict[str, int | None]] = {}
     for group, members in groups.items():
         best = max(value for run in members.values() for _, value in run.curves[measure])
-        if best <= 0:
+        if best < LEARNT:
             continue
         for value, run in members.items():
             found.setdefault(value, {})[group] = first_at(run, measure, LEVEL * best)

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.evaluation_html import NO_VALUE, Page
-from ctseg.experiment_findings import LEVEL, RISE, Run, at_the_end, axes_of, followed, overfitting, read_runs, speeds
+from ctseg.experiment_findings import (
+    LEARNT,
+    LEVEL,
+    RISE,
+    Run,
+    at_the_end,
+    axes_of,
+    followed,
+    overfitting,
+    read_runs,
+    speeds,
+)
 from ctseg.experiment_plots import curves_of, matrix, side_by_side
 from ctseg.experiment_runs import REPORT, TRIPTYCHS, read_state
 from ctseg.files import write_beside
@@ -103,7 +114,10 @@ def _figures(page: Page, runs: Sequence[Run]) -> None:
         else:
             page.table(words, ["experiment", words], [[run.short, _marked(v, best)] for run, v in known])
     if len(axes) == 2:
-        name = next(name for name in MEASURES if runs[0].row.get(name) is not None)
+        shown = [name for name in MEASURES if any(run.row.get(name) for run in runs)]  # above 0 somewhere
+        if not shown:
+            return
+        name = shown[0]
         values = {
             (run.grid[axes[0]], run.grid[axes[1]]): float(run.row[name])
             for run in runs
@@ -186,7 +200,7 @@ def _speed(page: Page, runs: Sequence[Run], measure: str) -> None:
     page.heading(f"Which {axis} learns fastest")
     rows = speeds(runs, measure, axis)
     if not rows:
-        page.paragraph(f"None of the experiments reached a {_WORDS[measure]} above 0, so nothing can be said.")
+        page.paragraph(f"None of them reached {_WORDS[measure]} {LEARNT}: too little was learnt to compare.")
         return
     page.paragraph(
         f"Losses have scales of their own, so a common measure is followed: the first epoch at which {_WORDS[measure]} "
@@ -266,7 +280,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _marked(value: float, best: float) -> str:
-    return f"{value:.3f} (best)" if value == best else f"{value:.3f}"
+    return f"{value:.3f} (best)" if value == best > 0 else f"{value:.3f}"
 
 
 def _text(value: float | None, *, signed: bool = False) -> str:

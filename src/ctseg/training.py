@@ -107,7 +107,9 @@ class SaveEachEpoch:
 class SaveBest:
     """Handler of the validator that keeps the weights of the best validation as `model.pt`: tensors only.
 
-    The best before an interruption is known from the history, so that a worse network does not win after it.
+    The best before an interruption is known from the history, so that a worse network does not win after it. Of equal
+    ones the first is kept, but of those at 0 the last: where a coarse measure has not begun to tell, later has learnt
+    more.
 
     Args:
         network: whose weights are kept.
@@ -131,7 +133,7 @@ class SaveBest:
         value, best = float(engine.state.metrics[self.metric]), self.history.best(self.metric)
         if not math.isfinite(value):
             engine.logger.warning(f"{self.metric} has no value in this validation: no weights are kept of it.")
-        elif best is None or value > best or not self.path.is_file():
+        elif best is None or value > best or value == best == 0 or not self.path.is_file():
             save_tensors(_bare(self.network).state_dict(), self.path)
             engine.logger.info(f"Kept the weights: {self.metric} {value:.4f} is the best so far.")
 
