@@ -71,6 +71,7 @@ def test_the_description_holds_what_inference_needs(folder: Path, bundles: dict[
     }  # fmt: skip
     for name in told(folder, "shell_ct_segmentation"), told(folder, "guided_ct_segmentation"):
         assert name["needs_torch"] is None
+    assert b"site-packages" not in (folder / "pair_ct_segmentation.onnx").read_bytes(), "no folder of this machine"
     found = read_exported(folder / "pair_ct_segmentation.onnx")
     assert (found.problem, found.info.labels, found.sha256) == (
         "",
