@@ -12,7 +12,7 @@ from helpers_heads import AFFINE, SHAPE, head, rotation, template, turned_affine
 from ctseg.errors import ConfigError, InputError
 from ctseg.head import box_of, find_brain, window_to_background
 from ctseg.mirror import find_mirror_plane
-from ctseg.transforms import CropBraind, RestoreGridd, StraightenHeadd, WindowHeadd
+from ctseg.transforms import CropBraind, RestoreGridd, StraightenHeadd, WholeHounsfieldd, WindowHeadd
 from ctseg.transforms.loading import to_tensor
 from ctseg.volume import Volume
 
@@ -111,6 +111,28 @@ def test_a_mask_made_on_the_prepared_head_lands_on_the_scanners_image() -> None:
     assert dice(found, bleed) > 0.9
     again = find_mirror_plane(upright, AFFINE)
     assert abs(again.turn_degrees) < 1 and abs(again.tilt_degrees) < 1
+
+
+@pytest.mark.parametrize("angles", [(12, -8, 5), (-38, 20, -15)])
+def test_the_whole_preparation_of_a_turned_template(angles: tuple[float, float, float], shared_data: Path) -> None:
+    """Upright to half a degree (measured: 0.01), the brain kept, whole HU, one background, and the way back."""
+    array, affine = template(shared_data)
+    place = turned_affine(affine, array.shape, *angles)
+    brain = (array > -20) & (array < 100) & find_brain(array, affine).mask
+    item = {"image": tensor(array, place), "label": tensor(brain.astype(np.uint8), place)}
+    item = StraightenHeadd(["image", "label"])(item)
+    turned = np.asarray(item["image"].affine) @ np.linalg.inv(place)  # from the upright head to the scanner
+    across = turned[:3, :3].T @ rotation(*angles) @ [1, 0, 0]  # the true normal, as the upright head has it
+    left = float(np.degrees(np.arccos(min(1.0, abs(across[0]) / np.linalg.norm(across)))))
+    assert left < 0.5 < np.degrees(np.arccos(abs((rotation(*angles) @ [1, 0, 0])[0])))
+    kept_before = int(item["label"].sum())
+    item = WindowHeadd("image")(WholeHounsfieldd("image")(CropBraind(["image", "label"], fill=-1024)(item)))
+    image = np.asarray(item["image"][0])
+    assert image.dtype == np.int16 and image.min() == -124 and image.max() <= 130
+    assert np.prod(image.shape) < 0.9 * array.size and int(item["label"].sum()) > 0.995 * kept_before
+    assert all(image[corner] == -124 for corner in ((0, 0, 0), (-1, -1, -1), (0, -1, 0), (-1, 0, -1)))  # fill, hull
+    back = np.asarray(RestoreGridd("label")(item)["label"][0]) > 0
+    assert dice(back, brain) > 0.97
 
 
 def test_they_stand_in_a_bundles_preprocessing() -> None:
