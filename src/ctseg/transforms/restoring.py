@@ -26,14 +26,23 @@ class RestoreGridd(MapTransform):
     Args:
         keys: label maps of shape (1, I', J', K') with a place (`MetaTensor`).
         like: the preprocessed image, on the same grid, whose meta tells the source's grid.
+        certainty: the item that says how sure each voxel is (`ToLabelMapd`), on the same grid; it is taken out. Where
+            there is none, all voxels count alike.
 
     Raises:
         GeometryError: when the label map has lost its place or does not lie on the preprocessed image's grid.
     """
 
-    def __init__(self, keys: KeysCollection, like: str = "image", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        like: str = "image",
+        certainty: str = "certainty",
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.like = like
+        self.certainty = certainty
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with uint8 label maps of shape (1, I, J, K) on the source's grid."""
@@ -41,6 +50,7 @@ class RestoreGridd(MapTransform):
 
         item = dict(data)
         image = item[self.like]
+        certainty = item.pop(self.certainty, None)
         for key in self.key_iterator(item):
             labels = item[key]
             self._check(labels, image, str(key))
@@ -50,6 +60,7 @@ class RestoreGridd(MapTransform):
                 from_affine=np.asarray(labels.affine, dtype=np.float64),
                 to_affine=source.affine,
                 to_shape=source.shape,
+                certainty=None if certainty is None else np.asarray(certainty[0].cpu()),
             )
             meta = {**image.meta, "affine": torch.as_tensor(source.affine)}
             item[key] = MetaTensor(torch.from_numpy(restored)[None], meta=meta)
