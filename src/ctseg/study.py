@@ -16,7 +16,7 @@ from ctseg.registry import BundleInfo, fingerprint, get_bundle
 from ctseg.volume import Volume
 
 if TYPE_CHECKING:
-    from ctseg.prediction import Prediction, Predictor
+    from ctseg.prediction import Prediction, Predictor, Runtime
     from ctseg.presence import PresencePredictor, SlicePresence
 
 Made = TypeVar("Made")
@@ -51,11 +51,13 @@ class Predictors:
     Args:
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         root: folder of the bundles that names are looked up in; None takes the shipped ones.
+        runtime: runs the segmenters' networks in another way (`ctseg.prediction.Runtime`); None runs them with torch.
     """
 
-    def __init__(self, device: str = "auto", root: Path | None = None) -> None:
+    def __init__(self, device: str = "auto", root: Path | None = None, runtime: Runtime | None = None) -> None:
         self.device = device
         self.root = root
+        self.runtime = runtime
         self._segmenters: _Once[Predictor] = _Once()
         self._classifiers: _Once[PresencePredictor] = _Once()
 
@@ -82,7 +84,8 @@ class Predictors:
             )
         from ctseg.prediction import Predictor
 
-        return self._segmenters.get(info.path, lambda: Predictor(info, self.device), fingerprint(info))
+        options = {} if self.runtime is None else {"runtime": self.runtime}
+        return self._segmenters.get(info.path, lambda: Predictor(info, self.device, **options), fingerprint(info))
 
     def classifier(self, name: Bundle) -> PresencePredictor:
         """Return the loaded network of a bundle that says on which slices an organ is.
