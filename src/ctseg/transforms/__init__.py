@@ -15,6 +15,7 @@ from ctseg.transforms.planes import AddDistanced, ToPlaned
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 from ctseg.transforms.sectors import CropSectord
+from ctseg.transforms.spacing import ToGridd
 from ctseg.transforms.turning import ApplyItkTransformd
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "SavePresenced",
     "SplitOrgansd",
     "StraightenHeadd",
+    "ToGridd",
     "ToLabelMapd",
     "ToPlaned",
     "ToPresenced",
