@@ -10,9 +10,9 @@ import torch
 from monai.data import MetaTensor
 from test_inferers import Threshold, volume
 
+from ctseg.coarseregion import Found, Region
 from ctseg.errors import ConfigError
 from ctseg.inferers import SlicewiseInferer
-from ctseg.coarseregion import Found, Region
 from ctseg.transforms import ToGridd
 
 

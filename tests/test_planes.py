@@ -19,7 +19,7 @@ from ctseg.errors import ConfigError, GeometryError
 from ctseg.planenetworks import ThreePlanes
 from ctseg.planes import consensus
 from ctseg.sidednetworks import SidedNetwork
-from ctseg.transforms import AddDistanced, StraightenHeadd, ToPlaned
+from ctseg.transforms import AddDistanced, StraightenHeadd, ToGridd
 from ctseg.transforms.loading import to_tensor
 from ctseg.volume import Volume
 
@@ -67,18 +67,24 @@ def test_the_command_joins_masks_stored_in_other_orders(tmp_path: Path, capsys: 
     assert "does not lie on the grid" in capsys.readouterr().err
 
 
+def spacing_in(plane: str, affine: np.ndarray) -> tuple[float, ...]:
+    """The image's own spacing, the axis across the plane last: nothing is resampled."""
+    x, y, z = np.abs(affine.diagonal()[:3])
+    return {"axial": (x, y, z), "coronal": (x, z, y), "sagittal": (y, z, x)}[plane]
+
+
 @pytest.mark.parametrize(("plane", "across"), [("axial", 2), ("coronal", 1), ("sagittal", 0)])
 def test_a_plane_keeps_every_voxels_place(plane: str, across: int) -> None:
     affine = np.diag([-2.0, -3.0, 4.0, 1.0])  # LPS
     array = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
-    turned = ToPlaned("image", plane)({"image": tensor(array, affine)})["image"]
+    turned = ToGridd("image", spacing_in(plane, affine), plane=plane)({"image": tensor(array, affine)})["image"]
     assert abs(np.asarray(turned.affine)[across, 2]) == affine.diagonal().__abs__()[across]
     for value in (0, 17, 119):
         before = affine @ [*np.argwhere(array == value)[0], 1]
         after = np.asarray(turned.affine) @ [*np.argwhere(np.asarray(turned[0]) == value)[0], 1]
         assert after == pytest.approx(before)
     with pytest.raises(ConfigError, match="axial, coronal, sagittal"):
-        ToPlaned("image", "XZ")
+        ToGridd("image", (1, 1, 1), plane="XZ")
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (20, 0, 10), (-20, 20, -5)])
@@ -92,7 +98,7 @@ def test_no_side_is_confused_in_a_head_turned_up_to_20_degrees(angles: tuple[flo
     item = {"image": tensor(array, AFFINE), "label": tensor(truth, AFFINE)}
     item = StraightenHeadd(["image", "label"])(item)
     for plane in ("axial", "coronal", "sagittal"):
-        seen = ToPlaned(["image", "label"], plane)(item)
+        seen = ToGridd(["image", "label"], spacing_in(plane, AFFINE), mode=["bilinear", "nearest"], plane=plane)(item)
         image = AddDistanced("image")(seen)["image"]
         assert image.shape[0] == 2
         label, distance = np.asarray(seen["label"][0]), np.asarray(image[1])

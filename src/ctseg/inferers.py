@@ -11,8 +11,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 
-from ctseg.errors import ConfigError
 from ctseg.coarseregion import Found, Region, touches_edge
+from ctseg.errors import ConfigError
 
 Network = Callable[..., torch.Tensor]
 

@@ -194,7 +194,6 @@ class Study:
         """Return the bundle of a name that the bundle in a folder needs; see `Predictors.find`."""
         return self.predictors.find(name, bundle)
 
-    def presence(self, bundle_name: Bundle) -> SlicePresence:
     def prepared(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return the image as a step of preprocessing leaves it, made when first asked for under this key.
 

@@ -11,7 +11,7 @@ from ctseg.transforms.opening import OpenStudyd
 from ctseg.transforms.organs import AddOrgansd, GateSlicesd, SplitOrgansd
 from ctseg.transforms.pieces import RemoveSmallPiecesd
 from ctseg.transforms.pixels import PixelSpacingd
-from ctseg.transforms.planes import AddDistanced, ToPlaned
+from ctseg.transforms.planes import AddDistanced
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 from ctseg.transforms.sectors import CropSectord
@@ -44,7 +44,6 @@ __all__ = [
     "StraightenHeadd",
     "ToGridd",
     "ToLabelMapd",
-    "ToPlaned",
     "ToPresenced",
     "ToProbabilityd",
     "WholeHounsfieldd",
