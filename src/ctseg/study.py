@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ctseg.errors import BundleError, InputError
 from ctseg.reading import read_volume
@@ -131,6 +131,7 @@ class Study:
         self._volume: _Once[Volume] = _Once()
         self._predictions: _Once[Prediction] = _Once()
         self._presences: _Once[SlicePresence] = _Once()
+        self._prepared: _Once[Any] = _Once()
 
     @property
     def volume(self) -> Volume:
@@ -163,12 +164,23 @@ class Study:
         predictor = self.predictors.segmenter(info)
         return self._predictions.get(info.path, lambda: predictor.predict(self, progress))
 
-    def presence(self, bundle_name: Bundle) -> SlicePresence:
+    def prepared(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return the image as a step of preprocessing leaves it, made when first asked for under this key.
+
+        What is returned is shared: whoever wants to write makes a copy.
+        """
+        return self._prepared.get(key, make)
+
+    def presence(self, bundle_name: Bundle, every_mm: float | None = None) -> SlicePresence:
         """Return a classifier's result on this study, slice by slice.
+
+        Args:
+            bundle_name: as for `prediction`.
+            every_mm: as for `ctseg.presence.PresencePredictor.predict`.
 
         Raises:
             CtsegError: for input or a bundle that cannot be used.
         """
         info = self.predictors.bundle(bundle_name)
         classifier = self.predictors.classifier(info)
-        return self._presences.get(info.path, lambda: classifier.predict(self.volume))
+        return self._presences.get((info.path, every_mm), lambda: classifier.predict(self.volume, every_mm=every_mm))
