@@ -26,7 +26,7 @@ class Counting:
     made: list[str] = []  # noqa: RUF012 - shared on purpose
     asked: list[str] = []  # noqa: RUF012
 
-    def __init__(self, bundle: Any, device: str) -> None:
+    def __init__(self, bundle: Any, device: str, runtime: str = "torch") -> None:
         self.bundle = bundle
         time.sleep(0.02)
         Counting.made.append(bundle.name)
