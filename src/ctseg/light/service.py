@@ -28,6 +28,7 @@ from ctseg.light.predicting import predictor_of, segment
 from ctseg.light.requests import VOLUMES, Guard, json_list, refusal_of, refused, stored_file, text_of
 from ctseg.organchoice import OrganChoice, choose_organs
 from ctseg.prediction import Prediction
+from ctseg.registry import BundleInfo
 from ctseg.writing import write_mask
 
 LARGEST_MIB = 1024
@@ -154,11 +155,11 @@ class _Service:
             if task and task not in bundles:
                 raise ConfigError(f"there is no task {task[:100]!r}; the known ones are: {_listed(bundles)}")
             self._say_unusable(organs)
+            if (flat := _flat_network(organs, bundles, task)) is not None:
+                return tuple(OrganChoice(name, flat, flat.labels[name], flat.labels[name]) for name in organs)
             return choose_organs(organs, bundles, task=bundles[task] if task else None)
 
-        choices = _checked(chosen)
-        if len({choice.bundle.flat for choice in choices}) > 1:
-            raise refused(400, "some of the organs are of volumes and some of flat images: ask for those of one kind")
+        choices: tuple[OrganChoice, ...] = _checked(chosen)
         return choices
 
     def _say_unusable(self, organs: list[str]) -> None:
@@ -193,6 +194,21 @@ class _Service:
         threshold = float(predictor.model.told.get("threshold", 0.5))
         labels = tuple(predictor.model.info.labels)
         return {"model": name, **table_json(SliceTable(volume, labels, probability, positions, axis, threshold))}
+
+
+def _flat_network(organs: list[str], bundles: Mapping[str, BundleInfo], task: str) -> BundleInfo | None:
+    """The network for flat images that is meant; None where one for volumes is, or none at all."""
+    flat = [info for info in bundles.values() if info.flat and info.segments and (not task or info.name == task)]
+    volumes = {label for info in bundles.values() if info.segments and not info.flat for label in info.labels}
+    fitting = [info for info in flat if set(organs) <= set(info.labels)]
+    if not fitting or len(set(organs)) < len(organs) or (not task and volumes & set(organs)):
+        return None
+    if len(fitting) > 1:
+        raise ConfigError(
+            f"{', '.join(organs)} is segmented by several models ({', '.join(info.name for info in fitting)}) and nothing "
+            "decides between them: name one of them as the task"
+        )
+    return fitting[0]
 
 
 def _names(form: FormData) -> list[str]:
