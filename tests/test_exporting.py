@@ -18,6 +18,7 @@ from ctseg.cli import main
 from ctseg.errors import BundleError, ConfigError
 from ctseg.exporting import export_bundle
 from ctseg.light.described import read_exported
+from ctseg.light.models import Models
 from ctseg.light.sessions import Session
 from ctseg.prediction import Predictor
 from ctseg.registry import BundleInfo, get_bundle
@@ -68,6 +69,7 @@ def test_the_description_holds_what_inference_needs(folder: Path, bundles: dict[
     }  # fmt: skip
     for name in told(folder, "shell_ct_segmentation"), told(folder, "guided_ct_segmentation"):
         assert name["needs_torch"] is None
+    assert b"site-packages" not in (folder / "pair_ct_segmentation.onnx").read_bytes(), "no folder of this machine"
     found = read_exported(folder / "pair_ct_segmentation.onnx")
     assert (found.problem, found.info.labels, found.sha256) == (
         "",
@@ -89,12 +91,16 @@ def test_any_batch_and_any_multiple_of_the_size(folder: Path, bundles: dict[str,
 
 
 @pytest.mark.parametrize("kind", ["openvino", "torchscript"])
-def test_the_other_formats_agree_too(kind: str, bundles: dict[str, BundleInfo], tmp_path: Path) -> None:
+def test_the_other_formats_agree_too(kind: str, bundles: dict[str, BundleInfo], folder: Path, tmp_path: Path) -> None:
     done = export_bundle(bundles["pair"], kind, tmp_path)
     assert done.difference <= exporting.TOLERANCE and done.sizes == "any multiple of 4"
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in done.files)
     found = read_exported(done.files[0])
     assert found.problem == "" and len(found.told["files"]) == (2 if kind == "openvino" else 1)
+    if kind == "openvino":
+        ct = write_phantom(tmp_path / "ct.nii.gz")
+        here, there = (Models(one, runtime).get(found.name) for one, runtime in ((tmp_path, kind), (folder, "onnx")))
+        assert (here.predict(ct).label_map == there.predict(ct).label_map).mean() >= 0.999
     done.files[-2].write_bytes(b"changed")
     assert "is not the file that" in read_exported(done.files[0]).problem
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         said = f"cannot be used: {entry['problem']}" if entry["problem"] else ", ".join(entry["labels"])
         print(f"ctseg: {entry['name']} (sha256 {entry['sha256'][:12]}): {said}", file=sys.stderr, flush=True)
     app = make_app(models, arguments.max_upload, token)
+    # uvicorn ends in order and raises the signal again: an ordinary end then takes the private folder away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # No access log: a query could hold a name.
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False, ws="none")
 

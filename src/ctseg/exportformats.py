@@ -76,7 +76,17 @@ def _write_onnx(module: nn.Module, file: Path, channels: int, sizes: Sequence[in
         )
         if program is None:
             raise RuntimeError("PyTorch made no ONNX program")
-        program.save(str(file))
+        _save_without_places(program.model_proto, file)
+
+
+def _save_without_places(proto: Any, file: Path) -> None:
+    """Write an ONNX model without the exporter's notes, which name the folders of the machine it was made on."""
+    onnx: Any = importlib.import_module("onnx")
+    for holder in (proto.graph, *proto.functions):
+        for noted in (holder, *holder.node, *holder.value_info):
+            del noted.metadata_props[:]
+            noted.doc_string = ""
+    onnx.save(proto, str(file))
 
 
 def write_openvino(onnx: Path, file: Path) -> Path:

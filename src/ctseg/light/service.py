@@ -204,10 +204,8 @@ def _flat_network(organs: list[str], bundles: Mapping[str, BundleInfo], task: st
     if not fitting or len(set(organs)) < len(organs) or (not task and volumes & set(organs)):
         return None
     if len(fitting) > 1:
-        raise ConfigError(
-            f"{', '.join(organs)} is segmented by several models ({', '.join(info.name for info in fitting)}) and nothing "
-            "decides between them: name one of them as the task"
-        )
+        named = ", ".join(info.name for info in fitting)
+        raise ConfigError(f"{', '.join(organs)} is segmented by several models: name one of {named} as the task")
     return fitting[0]
 
 
