@@ -103,3 +103,23 @@ def test_opening_takes_the_callers_study_or_makes_one() -> None:
     item = OpenStudyd(device="cpu")({"image": volume, "case_id": "x"})
     assert item["study"].volume is volume and item["image"] is volume and item["case_id"] == "x"
     assert isinstance(item["image"].array, np.ndarray)
+
+
+def test_threads_are_set_and_cores_left_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from ctseg.devices import use_threads
+    from ctseg.errors import DeviceError
+
+    now = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+        for wanted, threads in ((1, 1), (2, 2), (-1, 3), (-9, 1)):
+            use_threads(wanted)
+            assert torch.get_num_threads() == threads
+        use_threads(None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(now)
+    with pytest.raises(DeviceError, match="0 threads were asked for"):
+        use_threads(0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ctseg import cohortcommand, flatcommand, labelcodes
 from ctseg.dependencies import check_dependencies
+from ctseg.devices import use_threads
 from ctseg.errors import ConfigError, InputError
 from ctseg.flatoutputs import FLAT_KINDS
 from ctseg.meshes import FACES, faces_wanted
@@ -64,6 +65,12 @@ def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no device; expected auto, cpu, cuda or cuda:0, cuda:1, ...")
     return text
+
+
+def _threads(text: str) -> int:
+    if not re.fullmatch(r"-?\d+", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; expected 1 or more, or -1 and below")
+    return int(text)
 
 
 def _kinds(text: str) -> tuple[str, ...]:
@@ -132,6 +139,12 @@ def add_command(commands: Any) -> None:
         default="torch",
         help="what runs the network: torch (default), onnx or openvino (after ctseg export), or auto, which takes what "
         "scripts/benchmark_runtimes found to be fastest here",
+    )
+    segment.add_argument(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="how many threads the CPU's work may use; -1 leaves one core free (default: all cores)",
     )
     segment.add_argument(
         "--output",
@@ -206,6 +219,8 @@ def _segment(arguments: argparse.Namespace) -> None:
 
 def _segment_many(arguments: argparse.Namespace) -> None:
     """Every study below a folder: see `ctseg.cohort`."""
+    if arguments.threads is not None:
+        raise ConfigError("--threads is for one study: over a folder the workers share the cores; choose --workers")
     if arguments.task is not None and arguments.organs is None and (info := get_bundle(arguments.task)).classifies:
         cohortcommand.run(arguments, (info,), _wanted_kinds(arguments.output, info), say)
         return
@@ -225,6 +240,7 @@ def _import_monai(arguments: argparse.Namespace) -> float:
         from ctseg.lean import import_monai
 
         import_monai()
+    use_threads(arguments.threads)
     return time.perf_counter() - started
 
 
