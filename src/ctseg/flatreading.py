@@ -166,6 +166,8 @@ def _from_picture(picture: Any, source: Path, frame: int, count: int) -> FlatIma
     else:
         pixels = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
     array, white = _channels_first(pixels, picture.mode, source)
+    if _is_deep_png(source):
+        notes.append("its colours of 16 bits were read with 8")
     if white > 255 and array.max() <= white / 16:
         notes.append(f"its brightest value is {array.max():g} of {white:g}: it will look dark")
     kind = RGB if len(array) == 3 else GREY
@@ -198,24 +200,28 @@ def _channels_first(pixels: NDArray[Any], mode: str, source: Path) -> tuple[NDAr
 
 
 def _deep_colours(source: Path) -> NDArray[np.float32] | None:
-    """Return (3, H, W) of a colour PNG or TIFF of 16 bits, of which Pillow keeps 8; None for every other file."""
+    """Return (3, H, W) of a colour TIFF of 16 bits, of which Pillow keeps 8; None for every other file."""
     with source.open("rb") as stream:
-        start = stream.read(26)
-    is_png = start[:8] == b"\x89PNG\r\n\x1a\n" and len(start) == 26 and start[24] == 16 and start[25] in (2, 6)
-    is_tiff = start[:4] in (b"II*\0", b"MM\0*") and _bits_of_tiff(source) == (16, 16, 16)
-    if not (is_png or is_tiff):
+        start = stream.read(4)
+    if start not in (b"II*\0", b"MM\0*") or _bits_of_tiff(source)[:3] != (16, 16, 16):
         return None
-    import itk  # late: three seconds
+    import tifffile
 
     try:
-        pixels = np.asarray(itk.array_from_image(itk.imread(str(source))))
-    except RuntimeError as error:
-        raise InputError(
-            f"{source} cannot be read as an image of 16-bit colours: it is damaged; export it anew"
-        ) from error
-    if pixels.ndim == 4 and pixels.shape[0] == 1:  # ITK may give a TIFF a third axis
-        pixels = pixels[0]
+        pixels = np.asarray(tifffile.imread(source))
+    except (RuntimeError, ValueError, OSError, KeyError) as error:  # tifffile's own are ValueErrors
+        raise InputError(f"{source} cannot be read as an image of 16-bit colours; export it anew") from error
+    if pixels.ndim != 3 or min(pixels.shape) < 1:
+        raise InputError(f"{source} holds colours of shape {pixels.shape}; expected rows, columns and three colours")
+    pixels = pixels if pixels.shape[2] in (3, 4) else pixels.transpose(1, 2, 0)  # stored plane by plane
     return np.ascontiguousarray(pixels[..., :3].transpose(2, 0, 1), dtype=np.float32)
+
+
+def _is_deep_png(source: Path) -> bool:
+    """Whether it is a PNG of 16-bit colours, of which Pillow, the only reader of it here, keeps 8 bits."""
+    with source.open("rb") as stream:
+        start = stream.read(26)
+    return start[:8] == b"\x89PNG\r\n\x1a\n" and len(start) == 26 and start[24] == 16 and start[25] in (2, 6)
 
 
 def _bits_of_tiff(source: Path) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctseg.collections import annotations, datasetjson, flatpairs, pairs, slicetable, totalsegmentator, turned
+from ctseg.collections import datasetjson, flatpairs, outlined, pairs, slicetable, totalsegmentator, turned
 from ctseg.collections.listing import Collection, Layout
 from ctseg.errors import InputError
 
@@ -49,7 +49,7 @@ def _flat(source: Path, kind: str, layout: Layout) -> Collection:
         return flatpairs.list_flat(source, layout)
     if kind in ("ph2", "isic"):
         return flatpairs.list_ph2(source) if kind == "ph2" else flatpairs.list_isic(source)
-    listed = {"coco": annotations.list_coco, "labelme": annotations.list_labelme, "yolo": annotations.list_yolo}
+    listed = {"coco": outlined.list_coco, "labelme": outlined.list_labelme, "yolo": outlined.list_yolo}
     return listed[kind](source, layout)
 
 
