@@ -47,19 +47,16 @@ def test_the_description_holds_what_inference_needs(folder: Path, bundles: dict[
     pair = told(folder, "pair_ct_segmentation")
     assert pair["input"] == {"channels": 1, "dimensions": 2, "batch": "any", "size": "any", "divisor": 4}
     assert pair["preprocessing"] == [
-        {"step": "orientation", "axcodes": "LPS"},
-        {
-            "step": "spacing",
-            "mm": [2.0, 2.0, 3.0],
-            "keep_from_mm": [None, None, 2.6],
-            "keep_to_mm": [None, None, 1000.0],
-        },
+        {"step": "to_grid", "mm": [2.0, 2.0, 3.0], "thick_slices": 2.6, "crop_air": None},
         {"step": "intensity", "lowest": -200.0, "highest": 400.0, "to": [0.0, 1.0], "clip": True},
         {"step": "pad_to_multiple", "of": [4, 4, 1]},
     ]
-    assert pair["inferer"] == {"way": "slices", "batch": 8, "probe": 4, "margin": 1}
+    region = {"share": 0.1, "margin_px": 48, "divisor": 4}
+    assert pair["inferer"] == {"way": "slices", "batch": 8, "probe": 4, "margin": 1, "region": region}
     decided, cleaned = pair["postprocessing"]
-    assert decided == {"step": "label_map", "codes": [2, 5], "activation": None, "thresholds": [None, None]}
+    assert decided == {
+        "step": "label_map", "codes": [2, 5], "activation": None, "thresholds": [None, None], "certainty": True,
+    }  # fmt: skip
     assert cleaned["codes"] == {"block": 2, "bar": 5} and cleaned["rules"]["bar"]["fill_holes"] == "axial"
     assert pair["versions"]["onnxruntime"] == importlib.metadata.version("onnxruntime")
     assert pair["weights_sha256"] == bundles["pair"].weights_sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -29,6 +30,7 @@ from ctseg.flatitems import flat_affine
 from ctseg.inferers import SlicewiseInferer
 from ctseg.items import volume_of
 from ctseg.light import inferring
+from ctseg.light.finishing import STEPS as STEPS_AFTER
 from ctseg.light.finishing import Labelled, finished
 from ctseg.light.models import Models
 from ctseg.light.preparing import Placed, loaded, prepare
@@ -36,7 +38,16 @@ from ctseg.prediction import Predictor
 from ctseg.presence import PresencePredictor
 from ctseg.registry import BundleInfo
 from ctseg.tilt import is_tilted
-from ctseg.transforms import CleanUpd, CropSectord, Diffused, LoadFlatd, PixelSpacingd, ResizeSlicesd, ToLabelMapd
+from ctseg.transforms import (
+    CleanUpd,
+    CropSectord,
+    Diffused,
+    LoadFlatd,
+    PixelSpacingd,
+    ResizeSlicesd,
+    ToGridd,
+    ToLabelMapd,
+)
 from ctseg.volume import Volume
 
 for _package in ("onnx", "onnxscript", "onnxruntime"):
@@ -54,6 +65,16 @@ def lefthanded() -> np.ndarray:
 
 
 STEPS = [
+    (
+        {"step": "to_grid", "mm": [1.7, 2.3, 1.9], "thick_slices": 2.2},
+        lambda image: ToGridd("image", [1.7, 2.3, 1.9], 2.2)({"image": image})["image"],
+    ),
+    (
+        {"step": "to_grid", "mm": [1.5, 1.5, 3.0], "crop_air": {"above_hu": -500, "margin_mm": 2}},
+        lambda image: ToGridd("image", [1.5, 1.5, 3.0], crop_air={"above_hu": -500, "margin_mm": 2})({"image": image})[
+            "image"
+        ],
+    ),
     ({"step": "orientation", "axcodes": "LPS"}, Orientation(axcodes="LPS", labels=None)),
     ({"step": "spacing", "mm": [1.7, 2.3, 1.9]}, Spacing([1.7, 2.3, 1.9], mode="bilinear", dtype=torch.float32)),
     (
@@ -155,12 +176,14 @@ def test_windows_and_slices_as_on_the_long_way() -> None:
         np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
         assert run is None
     image[..., :4], image[..., 7:] = 0, 0  # something in the middle only
-    for opened in (None, np.arange(11) % 3 == 0, np.zeros(11, bool)):
+    image[0, :, :4], image[0, 12:], image[0, :, 20:] = 0, 0, 0
+    regions: list[dict[str, Any] | None] = [None, {"share": 0.3}, {"share": 0.1, "margin_px": 1, "divisor": 4}]
+    for opened, region in itertools.product((None, np.arange(11) % 3 == 0, np.zeros(11, bool)), regions):
         whole = MetaTensor(torch.from_numpy(image)[None])
         if opened is not None:
             whole.meta["run_slices"] = torch.from_numpy(opened)
-        wanted = SlicewiseInferer(2, 3, 1)(whole, blurred)
-        found, run = inferring.infer(image, arrays, "slices", opened, batch=2, probe=3, margin=1)
+        wanted = SlicewiseInferer(2, 3, 1, region)(whole, blurred)
+        found, run = inferring.infer(image, arrays, "slices", opened, batch=2, probe=3, margin=1, region=region)
         np.testing.assert_array_equal(found, wanted[0].numpy())
         assert run == wanted.meta["slices_run"]
 
@@ -184,7 +207,10 @@ def test_label_maps_and_clean_up_as_on_the_long_way(activation: str, thresholds:
     }
     affine, codes = oblique_affine(), {"a": 2, "b": 7}
     item: Any = {"pred": MetaTensor(torch.from_numpy(logits), affine=torch.tensor(affine))}
-    item = ToLabelMapd("pred", [2, 7], activation, thresholds)(item)
+    item = ToLabelMapd("pred", [2, 7], activation, thresholds, "certainty")(item)
+    given = {"codes": [2, 7], "activation": activation, "thresholds": thresholds, "certainty": True}
+    votes = STEPS_AFTER["label_map"](Labelled(logits, affine), **given).certainty
+    assert votes is not None and np.abs(votes.astype(int) - item["certainty"][0].numpy()).max() <= 1
     steps = [{"step": "label_map", "codes": [2, 7], "activation": activation, "thresholds": thresholds}]
     found = finished(Labelled(logits, affine), steps, affine, logits.shape[1:])
     np.testing.assert_array_equal(found, item["pred"][0].numpy())

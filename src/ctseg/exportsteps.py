@@ -71,6 +71,19 @@ def _spacing(arguments: Arguments) -> Step:
     return step
 
 
+def _to_grid(arguments: Arguments) -> Step:
+    if any("nearest" in str(mode) for mode in _modes(arguments)):
+        raise NeedsTorchError("ToGridd with these options has no counterpart without PyTorch")
+    air = arguments.get("crop_air")
+    thick = arguments.get("thick_slices")
+    return {
+        "step": "to_grid",
+        "mm": [float(mm) for mm in arguments["spacing"]],
+        "thick_slices": None if thick is None else float(thick),
+        "crop_air": dict(air) if air and str(arguments.get("modality", "CT")).upper() == "CT" else None,
+    }
+
+
 def _modes(arguments: Arguments) -> list[Any]:
     mode = arguments.get("mode", "bilinear")
     return list(mode) if isinstance(mode, list | tuple) else [mode]
@@ -100,6 +113,7 @@ def _gate(arguments: Arguments) -> Step | None:
     if arguments.get("gate") is None:
         return None
     named = {key: arguments[key] for key in ("gate", "margin_mm", "gap_mm", "min_slices")}
+    named["every_mm"] = arguments.get("every_mm")
     return {"step": "gate", "labels": list(arguments["labels"]), **named}
 
 
@@ -119,7 +133,8 @@ def _slices(arguments: Arguments) -> Step:
         "probe": arguments.get("probe", 1),
         "margin": arguments.get("margin", 0),
     }
-    return {"way": "slices", **{key: int(value) for key, value in named.items()}}
+    region = dict(arguments.get("region") or {})
+    return {"way": "slices", **{key: int(value) for key, value in named.items()}, "region": region or None}
 
 
 def _label_map(arguments: Arguments) -> Step:
@@ -129,6 +144,7 @@ def _label_map(arguments: Arguments) -> Step:
         "codes": _whole(arguments["codes"]),
         "activation": arguments.get("activation"),
         "thresholds": None if limits is None else list(limits),
+        "certainty": arguments.get("certainty") is not None,
     }
 
 
@@ -172,6 +188,7 @@ _PREPARING: dict[str, Callable[[Arguments], Step | None]] = {
     "EnsureTyped": _nothing,
     "Orientationd": lambda arguments: {"step": "orientation", "axcodes": str(arguments["axcodes"])},
     "Spacingd": _spacing,
+    "ToGridd": _to_grid,
     "PixelSpacingd": lambda arguments: {"step": "pixel_spacing", "mm": [float(mm) for mm in arguments["spacing"]]},
     "ScaleIntensityRanged": _intensity,
     "DivisiblePadd": lambda arguments: {"step": "pad_to_multiple", "of": _whole(arguments["k"])},

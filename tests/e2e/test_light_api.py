@@ -178,6 +178,7 @@ def test_a_picture_comes_back_in_its_own_size(server: Server, bundles: dict[str,
     pixels[5:20, 8:50], pixels[24:33, 30:36] = (250, 30, 20), (20, 240, 10)
     Image.fromarray(pixels).save(tmp_path / "lesion.png")
     answer = post(server, "/predict/", ("lesion.png", (tmp_path / "lesion.png").read_bytes()), models='["tint"]')
+    assert answer.status == 200, answer.content
     assert answer.headers["content-type"] == "image/png" and 'filename="segmentation.png"' in str(answer.headers)
     found = np.asarray(Image.open(io.BytesIO(answer.content)))
     wanted = Predictor(bundles["tint"], "cpu").predict(tmp_path / "lesion.png").label_map[:, :, 0]

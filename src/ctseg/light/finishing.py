@@ -27,10 +27,12 @@ class Labelled:
     Attributes:
         array: (K, I, J, K') float32 logits, or (I, J, K) uint8 codes.
         affine: (4, 4), index to RAS mm.
+        certainty: (I, J, K) how sure the network is of each voxel, where that is asked for.
     """
 
     array: NDArray[Any]
     affine: Affine
+    certainty: NDArray[np.uint8] | None = None
 
 
 def finished(
@@ -51,7 +53,9 @@ def finished(
             raise ConfigError(f"the step {name!r} of postprocessing does not take these options ({error})") from error
     if found.array.ndim != 3:
         raise ConfigError("no step of postprocessing makes a label map: expected label_map first")
-    return resample_labels(found.array, found.affine, to_affine, to_shape)
+    finer = abs(np.linalg.det(to_affine[:3, :3])) < 0.999 * abs(np.linalg.det(found.affine[:3, :3]))
+    votes = found.certainty if finer else None
+    return resample_labels(found.array, found.affine, to_affine, to_shape, certainty=votes)
 
 
 def _label_map(
@@ -59,6 +63,7 @@ def _label_map(
     codes: Sequence[int],
     activation: str | None = None,
     thresholds: Sequence[float | None] | None = None,
+    certainty: bool = False,
 ) -> Labelled:
     """Decide each voxel, by the rule of `ctseg.transforms.ToLabelMapd`."""
     activation = activation or ("sigmoid" if len(codes) == 1 else "softmax")
@@ -75,9 +80,27 @@ def _label_map(
             "expected one for each, and with softmax one for the background before them"
         )
     table = np.array([0, *codes], dtype=np.uint8)
+    votes = _certainty(logits, activation, limits) if certainty else None
     if background and all(limit is None for limit in limits):
-        return Labelled(table[logits.argmax(axis=0)], found.affine)
-    return Labelled(table[_above(logits, activation, limits)], found.affine)
+        return Labelled(table[logits.argmax(axis=0)], found.affine, votes)
+    return Labelled(table[_above(logits, activation, limits)], found.affine, votes)
+
+
+def _certainty(logits: NDArray[np.float32], activation: str, limits: Sequence[float | None]) -> NDArray[np.uint8]:
+    """How far each voxel's logit is from what would change its label, as `ctseg.transforms.ToLabelMapd` has it."""
+    if activation == "softmax":
+        if any(limit is not None for limit in limits):
+            return np.full(logits.shape[1:], 32, dtype=np.uint8)
+        first_two = np.partition(logits, len(logits) - 2, axis=0)[-2:]
+        distance = first_two[1] - first_two[0]
+    else:
+        if activation == "none":
+            shares = np.clip(logits, np.float32(1e-6), np.float32(1 - 1e-6))
+            logits = np.log(shares / (1 - shares))
+        levels = [math.log(limit / (1 - limit)) for limit in (0.5 if one is None else one for one in limits)]
+        over = [channel - np.float32(level) for channel, level in zip(logits, levels, strict=True)]
+        distance = np.abs(np.max(over, axis=0))
+    return np.rint(np.clip(distance, 1 / 32, 255 / 32) * 32).astype(np.uint8)
 
 
 def _above(values: NDArray[np.float32], activation: str, limits: Sequence[float | None]) -> NDArray[np.intp]:
@@ -117,7 +140,7 @@ def _clean_up(found: Labelled, codes: Mapping[str, int], rules: Mapping[str, Any
             whole = large_pieces(whole.astype(np.uint8), _voxels_of(wanted.min_ml, found.affine)) > 0
         kept[mask & whole] = code
         filled[whole & ~mask & (filled == 0)] = code
-    return Labelled(np.where(kept == 0, filled, kept), found.affine)
+    return Labelled(np.where(kept == 0, filled, kept), found.affine, found.certainty)
 
 
 def _filled(mask: NDArray[np.bool_], affine: Affine, rules: Rules) -> NDArray[np.bool_]:
@@ -134,7 +157,7 @@ def _voxels_of(ml: float, affine: Affine) -> float:
 
 
 def _small_pieces(found: Labelled, min_ml: float) -> Labelled:
-    return Labelled(large_pieces(found.array, _voxels_of(min_ml, found.affine)), found.affine)
+    return Labelled(large_pieces(found.array, _voxels_of(min_ml, found.affine)), found.affine, found.certainty)
 
 
 def _largest_core(mask: NDArray[np.bool_], affine: Affine, rules: Rules) -> NDArray[np.bool_]:

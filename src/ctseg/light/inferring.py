@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import ConfigError
+from ctseg.light.slicing import batches, slices
 
 Array = NDArray[np.float32]
 Network = Callable[[Array], Array]
@@ -49,77 +50,10 @@ def infer(
     raise ConfigError(f"there is no way {way!r} of running a network: expected one of {', '.join(WAYS)}")
 
 
-def slices(
-    image: Array,
-    network: Network,
-    opened: NDArray[np.bool_] | None = None,
-    batch: int = 8,
-    probe: int = 1,
-    margin: int = 0,
-) -> tuple[Array, int]:
-    """Run a 2D network on slices along the last axis, first every `probe`-th, then those where something is.
-
-    The rule is that of `ctseg.inferers.SlicewiseInferer`; slices that were not run hold certain background.
-    """
-    count = image.shape[-1]
-    if opened is not None:
-        if len(opened) != count:
-            raise ConfigError(f"the gate speaks of {len(opened)} slices, the image has {count}: expected one grid")
-        wanted = np.flatnonzero(opened).tolist()
-        if not wanted:  # how many channels the network answers with, only it can tell
-            logits, _ = _run(image, network, [0], None, batch)
-            return _background(len(logits), image.shape[1:]), 0
-        return _run(image, network, wanted, None, batch)[0], len(wanted)
-    probes = sorted({*range(0, count, probe), count - 1})
-    logits, found = _run(image, network, probes, None, batch)
-    if len(probes) == count:
-        return logits, count
-    first, last = _range(found, count, margin)
-    rest = [index for index in range(first, last + 1) if index not in found]
-    return _run(image, network, rest, logits, batch)[0], len(probes) + len(rest)
-
-
-def _range(found: dict[int, bool], count: int, margin: int) -> tuple[int, int]:
-    hits = [index for index, hit in found.items() if hit]
-    if not hits:
-        return 0, count - 1
-    below = max((index for index in found if index < min(hits)), default=0)
-    above = min((index for index in found if index > max(hits)), default=count - 1)
-    return max(0, below - margin), min(count - 1, above + margin)
-
-
-def _run(
-    image: Array, network: Network, indices: Sequence[int], logits: Array | None, batch: int
-) -> tuple[Array, dict[int, bool]]:
-    found: dict[int, bool] = {}
-    for some in _batches(indices, batch):
-        predicted = network(np.ascontiguousarray(np.moveaxis(image[..., some], -1, 0)))
-        if logits is None:
-            logits = _background(predicted.shape[1], image.shape[1:])
-        logits[..., some] = np.moveaxis(predicted, 0, -1)
-        present = predicted > 0 if predicted.shape[1] == 1 else predicted.argmax(axis=1) > 0
-        found.update(zip(some, present.reshape(len(some), -1).any(axis=1).tolist(), strict=True))
-    if logits is None:
-        raise ConfigError("the image has no slice to run the network on")
-    return logits, found
-
-
-def _batches(indices: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(indices), size):
-        yield list(indices[start : start + size])
-
-
-def _background(classes: int, shape: tuple[int, ...]) -> Array:
-    logits = np.full((classes, *shape), np.finfo(np.float32).min, dtype=np.float32)
-    if classes > 1:
-        logits[0] = 0
-    return logits
-
-
 def slice_classes(image: Array, network: Network, batch: int = 16) -> Array:
     """Run a 2D classifier on every slice along the last axis; return logits (L, K)."""
     indices = range(image.shape[-1])
-    answers = [network(np.ascontiguousarray(np.moveaxis(image[..., some], -1, 0))) for some in _batches(indices, batch)]
+    answers = [network(np.ascontiguousarray(np.moveaxis(image[..., some], -1, 0))) for some in batches(indices, batch)]
     if answers[0].ndim != 2:
         raise ConfigError(f"the classifier gave {answers[0].shape}: expected (slices, organs)")
     return np.concatenate(answers).T

@@ -95,6 +95,22 @@ class LightPredictor:
         order = np.argsort(places, kind="stable")
         return volume, probability[order], places[order], axis
 
+    def probability_every(
+        self, volume: Volume, every_mm: float | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Return probabilities (S, L) and places (S,), run on slices about so far apart and interpolated between."""
+        if every_mm is None:
+            return self.presence(volume)[1:3]
+        from ctseg.presence import every_nth_slice
+
+        thin, step = every_nth_slice(volume, float(every_mm))
+        _, probability, places, axis = self.presence(thin)
+        if step == 1:
+            return probability, places
+        asked = np.arange(volume.shape[axis], dtype=np.float64)
+        columns = [np.interp(asked, places * step, column) for column in probability.T]
+        return np.stack(columns, axis=1).astype(np.float32), asked
+
     def read(self, path: str | Path) -> Volume:
         """Read an image of the kind that the network looks at: a volume, or a flat image.
 
@@ -160,7 +176,7 @@ class LightPredictor:
 
     def _opened_slices(self, image: Placed, volume: Volume, step: Mapping[str, Any]) -> NDArray[np.bool_]:
         other = self._other(str(step["gate"]))
-        _, probability, places, _ = other.presence(volume)
+        probability, places = other.probability_every(volume, step.get("every_mm"))
         columns = [list(other.model.info.labels).index(label) for label in step["labels"]]
         threshold = float(other.model.told.get("threshold", 0.5))
         present = (probability[:, columns] >= np.float32(threshold)).any(axis=1)

@@ -115,6 +115,22 @@ def _spacing(
     return Placed(array, affine)
 
 
+def _to_grid(
+    image: Placed,
+    mm: Sequence[float],
+    thick_slices: float | None = None,
+    crop_air: Mapping[str, float] | None = None,
+) -> Placed:
+    """Turn to LPS, cut the air away where it is asked for, and resample over the same field of view (`ToGridd`)."""
+    from ctseg.spacing import body_box, new_shape, oriented, regridded
+
+    array, affine = oriented(image.array[0], image.affine)
+    shape = new_shape(array.shape, affine, mm, thick_slices)
+    box = body_box(array, affine, shape, **crop_air) if crop_air else None
+    array, affine = regridded(array, affine, shape, "bilinear", box)
+    return Placed(array[None], affine)
+
+
 def _wanted(
     own: float,
     axis: int,
@@ -212,6 +228,7 @@ def _flat(step: Callable[..., flatsteps.Pair]) -> Callable[..., Placed]:
 STEPS: dict[str, Callable[..., Placed]] = {
     "orientation": _orientation,
     "spacing": _spacing,
+    "to_grid": _to_grid,
     "pixel_spacing": _pixel_spacing,
     "intensity": _intensity,
     "pad_to_multiple": _pad_to_multiple,
