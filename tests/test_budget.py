@@ -210,7 +210,7 @@ def test_the_workers_share_a_limit() -> None:
     from ctseg import cohortcommand
 
     given = {"task": None, "organs": None, "codes": "bundle", "faces": 100, "overwrite": False, "device": "cpu"}
-    arguments = SimpleNamespace(**given, workers=2, max_ram=4 * GIB + 100 * MIB)
+    arguments = SimpleNamespace(**given, workers=2, runtime="torch", max_ram=4 * GIB + 100 * MIB)
     assert cohortcommand._settings(arguments, ("nifti",)).max_ram == 2 * GIB  # type: ignore[arg-type]
 
 

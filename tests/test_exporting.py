@@ -47,7 +47,14 @@ def test_the_description_holds_what_inference_needs(folder: Path, bundles: dict[
     pair = told(folder, "pair_ct_segmentation")
     assert pair["input"] == {"channels": 1, "dimensions": 2, "batch": "any", "size": "any", "divisor": 4}
     assert pair["preprocessing"] == [
-        {"step": "to_grid", "mm": [2.0, 2.0, 3.0], "thick_slices": 2.6, "crop_air": None},
+        {
+            "step": "to_grid",
+            "mm": [2.0, 2.0, 3.0],
+            "thick_slices": 2.6,
+            "thickest": 1000.0,
+            "plane": "axial",
+            "crop_air": None,
+        },
         {"step": "intensity", "lowest": -200.0, "highest": 400.0, "to": [0.0, 1.0], "clip": True},
         {"step": "pad_to_multiple", "of": [4, 4, 1]},
     ]

@@ -1,7 +1,7 @@
 """To the network's grid and back, slab by slab: what holds no float copy of the image and none of the mask.
 
-The grid is the one that the bundle's own `Orientationd` and `Spacingd` lead to; MONAI tells it without resampling
-anything when these are asked lazily. Each slab is resampled by the function that `Spacingd` calls.
+The grid is the one that the bundle's own `ToGridd` leads to, or its `Orientationd` and `Spacingd`; MONAI tells theirs
+without resampling anything when they are asked lazily. Each slab is resampled by the function that `Spacingd` calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ctseg.budget import slab_planes
 from ctseg.grids import resample_labels
-from ctseg.transforms import LoadVolumed, OpenStudyd
+from ctseg.spacing import new_shape, oriented
+from ctseg.transforms import LoadVolumed, OpenStudyd, ToGridd
 
 Affine = NDArray[np.float64]
 
@@ -61,6 +62,8 @@ def network_grid(preprocessing: Compose, shape: Sequence[int], affine: Affine) -
     for step in preprocessing.transforms:
         if isinstance(step, OpenStudyd | LoadVolumed):
             continue
+        if isinstance(step, ToGridd):
+            return _grid_of(step, shape, affine)
         if not isinstance(step, Orientationd | Spacingd):
             return None
         item = dict(step(item, lazy=True))
@@ -70,6 +73,18 @@ def network_grid(preprocessing: Compose, shape: Sequence[int], affine: Affine) -
             place = np.asarray(image.peek_pending_affine(), dtype=np.float64)
             return Grid((i, j, k), place, str(step.mode[0]), str(step.padding_mode[0]))
     return None
+
+
+def _grid_of(step: ToGridd, shape: Sequence[int], affine: Affine) -> Grid | None:
+    """The grid of our own step; None where it looks at the values, to cut the air away."""
+    if step.crop_air is not None:
+        return None
+    nothing, place = oriented(np.broadcast_to(np.int16(0), tuple(shape)), affine, plane=step.plane)
+    size = new_shape(nothing.shape, place, step.spacing, step.thick_slices, step.thickest)
+    # No voxel is needed for where the grid lies: it has the image's outer edges.
+    scale = np.diag([*(old / new for old, new in zip(nothing.shape, size, strict=True)), 1.0])
+    scale[:3, 3] = (scale.diagonal()[:3] - 1) / 2
+    return Grid(size, place @ scale, str(step.mode[0]), "border")
 
 
 def onto_grid(planes: Iterable[NDArray[Any]], shape: Sequence[int], affine: Affine, grid: Grid) -> NDArray[np.float32]:

@@ -75,11 +75,13 @@ def _to_grid(arguments: Arguments) -> Step:
     if any("nearest" in str(mode) for mode in _modes(arguments)):
         raise NeedsTorchError("ToGridd with these options has no counterpart without PyTorch")
     air = arguments.get("crop_air")
-    thick = arguments.get("thick_slices")
+    thick, thickest = arguments.get("thick_slices"), arguments.get("thickest")
     return {
         "step": "to_grid",
         "mm": [float(mm) for mm in arguments["spacing"]],
         "thick_slices": None if thick is None else float(thick),
+        "thickest": None if thickest is None else float(thickest),
+        "plane": str(arguments.get("plane", "axial")),
         "crop_air": dict(air) if air and str(arguments.get("modality", "CT")).upper() == "CT" else None,
     }
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ctseg.errors import ConfigError
 from ctseg.sentences import said_plainly
-from ctseg.transforms.planes import PLANES
+from ctseg.spacing import PLANES
 
 if TYPE_CHECKING:
     from typing_extensions import Self

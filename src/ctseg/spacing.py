@@ -22,6 +22,8 @@ from ctseg.errors import ConfigError
 Affine = NDArray[np.float64]
 Mode = Literal["bilinear", "nearest"]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+# Plane -> the axes of a volume in LPS order, the last one across the plane's slices.
+PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 _LOOK_MM = 4.0  # how far apart voxels are looked at to find the body
 
 
@@ -40,13 +42,16 @@ class Place:
     weight: NDArray[np.float32]
 
 
-def oriented(array: NDArray[Any], affine: Affine, axcodes: str = "LPS") -> tuple[NDArray[Any], Affine]:
+def oriented(
+    array: NDArray[Any], affine: Affine, axcodes: str = "LPS", plane: str = "axial"
+) -> tuple[NDArray[Any], Affine]:
     """Return a view of a volume with its axes along the body's, and that view's affine.
 
     Args:
         array: (I, J, K), not changed.
         affine: (4, 4), index to RAS mm.
         axcodes: where the new axes run to.
+        plane: of `PLANES`; the axis across it comes last.
     """
     from nibabel.orientations import (
         apply_orientation,
@@ -57,7 +62,9 @@ def oriented(array: NDArray[Any], affine: Affine, axcodes: str = "LPS") -> tuple
     )
 
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(axcodes)))
-    return apply_orientation(array, turn), affine @ inv_ornt_aff(turn, array.shape)
+    axes = PLANES[plane]
+    turned = affine @ inv_ornt_aff(turn, array.shape)
+    return apply_orientation(array, turn).transpose(axes), turned[:, [*axes, 3]]
 
 
 def new_shape(

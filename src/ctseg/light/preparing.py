@@ -119,13 +119,15 @@ def _to_grid(
     image: Placed,
     mm: Sequence[float],
     thick_slices: float | None = None,
+    thickest: float | None = None,
+    plane: str = "axial",
     crop_air: Mapping[str, float] | None = None,
 ) -> Placed:
-    """Turn to LPS, cut the air away where it is asked for, and resample over the same field of view (`ToGridd`)."""
+    """Turn to a plane's axes, cut the air away where asked for, and resample over the same field of view (`ToGridd`)."""
     from ctseg.spacing import body_box, new_shape, oriented, regridded
 
-    array, affine = oriented(image.array[0], image.affine)
-    shape = new_shape(array.shape, affine, mm, thick_slices)
+    array, affine = oriented(image.array[0], image.affine, plane=plane)
+    shape = new_shape(array.shape, affine, mm, thick_slices, thickest)
     box = body_box(array, affine, shape, **crop_air) if crop_air else None
     array, affine = regridded(array, affine, shape, "bilinear", box)
     return Placed(array[None], affine)

@@ -14,8 +14,6 @@ from ctseg.errors import GeometryError
 from ctseg.transforms.heads import MIDPLANE
 from ctseg.transforms.turning import place_of
 
-# Plane -> the axes of an image in LPS order, the last one across the slices
-PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 DISTANCE_MM = 100.0  # a distance of this length is 1 in the channel
 
 

@@ -13,8 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from ctseg.errors import ConfigError
-from ctseg.spacing import Box, body_box, new_shape, oriented, regridded
-from ctseg.transforms.planes import PLANES
+from ctseg.spacing import PLANES, Box, body_box, new_shape, oriented, regridded
 
 _MODES = ("bilinear", "nearest")
 
@@ -31,7 +30,7 @@ class ToGridd(MapTransform):
         spacing: mm along the axes of the plane, the last across its slices: left, back and head for axial ones.
         thick_slices: from this distance in mm on slices are taken as they are; None resamples them too.
         thickest: up to this distance in mm they are; None sets no end.
-        plane: "axial", "coronal" or "sagittal" (`ctseg.transforms.planes.PLANES`): the axis across it comes last.
+        plane: "axial", "coronal" or "sagittal" (`ctseg.spacing.PLANES`): the axis across it comes last.
         mode: "bilinear" for images, "nearest" for labels; one for all keys or one a key.
         modality: of the images; only of a CT air is cut away.
         crop_air: `above_hu` and `margin_mm` of `ctseg.spacing.body_box`, which is then found in the first key; None
@@ -92,10 +91,8 @@ class ToGridd(MapTransform):
         return item
 
     def _view(self, tensor: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
-        """The volume with its axes in the plane's order, nothing copied."""
-        array, affine = oriented(tensor.as_tensor()[0].cpu().numpy(), np.asarray(tensor.affine, dtype=np.float64))
-        axes = PLANES[self.plane]
-        return array.transpose(axes), affine[:, [*axes, 3]]
+        array = tensor.as_tensor()[0].cpu().numpy()
+        return oriented(array, np.asarray(tensor.affine, dtype=np.float64), plane=self.plane)
 
     def _box(self, tensor: MetaTensor) -> Box:
         array, affine = self._view(tensor)
