@@ -217,20 +217,15 @@ def start_endless(server: Server, **more: Any) -> None:
         time.sleep(0.2)
 
 
-def test_stop(server: Server) -> None:
-    start_endless(server)
-    assert server.client.train_status(check_if_running=True) is True
-    server.client.train_stop()
-    assert server.client.train_status(check_if_running=True) is False
-    assert "total_time" not in stats(server)
-
-
-def test_a_training_that_was_killed_goes_on(server: Server) -> None:
+def test_stop_and_going_on(server: Server) -> None:
     """The stop is a SIGKILL in the middle of whatever it does; the same request goes on from its last epoch."""
     request = {"resume": True, "train_batch_size": 3}  # another one than before: it begins anew
     start_endless(server, **request)
+    assert server.client.train_status(check_if_running=True) is True
     server.client.train_stop()
+    assert server.client.train_status(check_if_running=True) is False
     killed = stats(server)
+    assert "total_time" not in killed
     server.client.train_start(MODEL, {**ON_CPU, "max_epochs": 10_000, **request})
     deadline = time.monotonic() + 400
     while not stats(server)["resumed"] or stats(server)["epoch"] <= killed["epoch"]:
