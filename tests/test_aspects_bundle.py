@@ -170,3 +170,25 @@ def test_the_slicewise_kind_takes_a_plane(plane_bundle: BundleInfo, plane: str, 
     across = {"axial": 2, "coronal": 1, "sagittal": 0}[plane]
     assert np.abs(steps[:, 2]).argmax() == across
     assert image.shape[0] == 2 and image.shape[1] % 16 == image.shape[2] % 16 == 0
+
+
+@pytest.mark.parametrize("name", ["aspects_ct/sides_channel", "aspects_ct/sides_none", "aspects_ct/tversky_85_15",
+                                  "aspects_plane_ct/sagittal", "aspects_plane_ct/reference_coronal"])  # fmt: skip
+def test_an_experiment_answers_with_the_tasks_labels(name: str, root: Path) -> None:
+    task = name.partition("/")[0]
+    parser = ConfigParser()
+    parser.read_config(
+        [
+            root / "bundles" / f"{task}_segmentation" / "configs" / "train.json",
+            root / "configs" / "experiments" / f"{name}.yaml",
+        ]
+    )
+    network = parser.get_parsed_content("network_def").eval()
+    size = [32, 32, 32] if task == "aspects_ct" else [32, 32]
+    answer = network(torch.rand(1, 2, *size))
+    assert answer.shape == (1, 21, *size)
+    loss = parser.get_parsed_content("loss")
+    assert loss(answer, torch.zeros(1, 1, *size)).isfinite()
+    if "reference" in name:
+        assert sum(value.numel() for value in network.parameters()) == 31_100_597
+        assert (parser["plane"], parser["loss"]["alpha"], parser["loss"]["beta"]) == ("coronal", 0.8, 0.2)
