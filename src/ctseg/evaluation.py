@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from ctseg.volume import Volume
 
+_IN_PIXELS = (
+    "Masks of flat images know no millimetres: lengths said to be in mm are in pixels, and volumes mean nothing."
+)
+
 
 def evaluate_masks(
     prediction: str | Path, reference: str | Path, labels: Labels
@@ -39,7 +43,7 @@ def evaluate_masks(
 
     from ctseg.pairing import read_pair
 
-    volume, predicted_map = read_pair(prediction, reference)
+    volume, predicted_map = read_pair(prediction, reference, only_pair(labels))
     millilitres = abs(float(np.linalg.det(volume.source_affine[:3, :3]))) / 1000
     result: dict[str, dict[str, float | int | None]] = {}
     for name, (predicted, referred) in labels.items():
@@ -120,6 +124,7 @@ def evaluate_pairs(
         cases.append({"case": case, "patient": patients[case] if patients is not None else case, **row})
         slices += rows
         notes += words
+    notes = list(dict.fromkeys(notes))
     if not cases:
         why = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items())[:3])
         raise InputError(f"not one of {len(left_out)} cases can be scored; {why}")
@@ -132,9 +137,15 @@ def _score_case(
 ) -> tuple[dict[str, Any], list[SliceRow], list[str]]:
     from ctseg.pairing import read_pair
 
-    volume, predicted_map = read_pair(prediction, reference)
+    volume, predicted_map = read_pair(prediction, reference, only_pair(settings.labels))
     row, rows = score_maps(case, predicted_map, volume.array, volume.affine, settings)
-    return row, rows, _foreign_values(case, volume, predicted_map, settings.labels)
+    words = _foreign_values(case, volume, predicted_map, settings.labels)
+    return row, rows, [_IN_PIXELS, *words] if volume.format == "flat" else words
+
+
+def only_pair(labels: Labels) -> tuple[int, int] | None:
+    """Return the values of the only label; None where there are several."""
+    return next(iter(labels.values())) if len(labels) == 1 else None
 
 
 def score_maps(

@@ -44,7 +44,7 @@ def case_picture(
     Raises:
         CtsegError: when the pair cannot be read again.
     """
-    volume, predicted_map = read_pair(*paths)
+    volume, predicted_map = read_pair(*paths, values)
     predicted, reference = predicted_map == values[0], volume.array == values[1]
     states = np.zeros(volume.shape, np.uint8)
     states[reference & ~predicted], states[predicted & ~reference] = _MISSED, _EXTRA
@@ -61,10 +61,13 @@ def case_picture(
 def _image(path: Path | None, like: Any) -> tuple[NDArray[Any] | None, str | None]:
     if path is None:
         return None, None
+    from ctseg.items import volume_of
     from ctseg.reading import read_volume
 
     try:
-        return on_grid_of(read_volume(path), like), None
+        flat = like.format == "flat"
+        found = volume_of(path, {"flat": True, "spacing": like.spacing[:2]}, "image") if flat else read_volume(path)
+        return on_grid_of(found, like), None
     except CtsegError as error:
         text = " ".join(str(error).split())
         for known in (path, like.source):

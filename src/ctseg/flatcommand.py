@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import ConfigError, CtsegError, InputError
+from ctseg.flatimages import FlatImage
 from ctseg.flatitems import flat_files, flat_volume
 from ctseg.flatoutputs import flat_names, source_entry, wanted_flat_kinds, with_load, write_flat
-from ctseg.flatreading import FlatImage, count_frames, flat_name, read_flat
+from ctseg.flatreading import count_frames, flat_name, read_flat
 from ctseg.outputs import check_folder
 from ctseg.registry import BundleInfo, verify_weights
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import InputError
-from ctseg.flatreading import GREY, HU, RGB, FlatImage
+from ctseg.flatimages import GREY, HU, RGB, FlatImage
 
 _CENTIMETRES = 3  # PhysicalUnitsX of a region of ultrasound, PS3.3 C.8.5.5.1.15
 

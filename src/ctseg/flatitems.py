@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import ConfigError, InputError
+from ctseg.flatimages import FlatImage
 from ctseg.flatmasks import read_mask
-from ctseg.flatreading import SUPPORTED, FlatImage, is_flat_path, read_flat
+from ctseg.flatreading import SUPPORTED, is_flat_path, read_flat
 from ctseg.volume import Volume
 
 FLAT = "flat"  # the key of an item whose image and mask are flat

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ctseg.errors import ConfigError
 from ctseg.files import REPORT_SCHEMA, file_sha256, write_beside
-from ctseg.flatreading import FlatImage
+from ctseg.flatimages import FlatImage
 from ctseg.outputs import REPORT, fill_folder
 
 if TYPE_CHECKING:

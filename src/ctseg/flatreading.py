@@ -7,7 +7,6 @@ picture as a viewer shows it: an EXIF orientation is applied, a palette resolved
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +15,13 @@ from numpy.typing import NDArray
 
 from ctseg.dicomfiles import may_be_dicom
 from ctseg.errors import InputError
+from ctseg.flatimages import GREY, RGB, FlatImage
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 DICOM = (".dcm", ".dicom", ".ima")
 FILMS = (".gif", ".mp4", ".avi", ".mov", ".mkv")
 FLAT_ENDINGS = PICTURES + DICOM + FILMS
 SUPPORTED = "PNG, JPEG, BMP, TIFF, a single DICOM image, GIF or a film"
-GREY, RGB, HU = "grey", "rgb", "hu"
-LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
-
-
-@dataclass(frozen=True)
-class FlatImage:
-    """One picture.
-
-    Attributes:
-        array: (C, H, W) float32, rows from the top, columns from the left; C is 1, or 3 for red, green, blue.
-        spacing: mm between rows and between columns; None where the file does not say it.
-        kind: "grey", "rgb", or "hu": Hounsfield units of a CT slice.
-        white: the value of full brightness, 255 or 65535 or what the bits of a DICOM image allow; None for "hu".
-        source: the path.
-        frame: which frame of a film or a multi-frame file, from 0.
-        frames: how many there are; 1 for a picture.
-        notes: one sentence for each thing that was chosen or changed on the way in.
-    """
-
-    array: NDArray[np.float32]
-    spacing: tuple[float, float] | None
-    kind: str
-    white: float | None
-    source: Path
-    frame: int = 0
-    frames: int = 1
-    notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return (self.array.shape[1], self.array.shape[2])
-
-    def brightness(self, window: tuple[float, float] | None = None) -> NDArray[np.float32]:
-        """Return (C, H, W) float32 from 0 (black) to 1 (white).
-
-        Args:
-            window: HU that become 0 and 1, of a CT slice; None takes 0 to 80, a brain window. Not used otherwise.
-        """
-        low, high = (window or (0.0, 80.0)) if self.white is None else (0.0, self.white)
-        scaled: NDArray[np.float32] = np.clip((self.array - np.float32(low)) / np.float32(high - low), 0, 1)
-        return scaled
-
-    def grey(self) -> NDArray[np.float32]:
-        """Return (H, W) float32 of the array's own values: the luminance where there are colours."""
-        if len(self.array) == 1:
-            return self.array[0]
-        weighted: NDArray[np.float32] = np.tensordot(np.float32(LUMINANCE), self.array, axes=1)
-        return weighted
 
 
 def is_flat_path(path: Path) -> bool:
@@ -215,6 +166,8 @@ def _from_picture(picture: Any, source: Path, frame: int, count: int) -> FlatIma
     else:
         pixels = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
     array, white = _channels_first(pixels, picture.mode, source)
+    if _is_deep_png(source):
+        notes.append("its colours of 16 bits were read with 8")
     if white > 255 and array.max() <= white / 16:
         notes.append(f"its brightest value is {array.max():g} of {white:g}: it will look dark")
     kind = RGB if len(array) == 3 else GREY
@@ -247,24 +200,28 @@ def _channels_first(pixels: NDArray[Any], mode: str, source: Path) -> tuple[NDAr
 
 
 def _deep_colours(source: Path) -> NDArray[np.float32] | None:
-    """Return (3, H, W) of a colour PNG or TIFF of 16 bits, of which Pillow keeps 8; None for every other file."""
+    """Return (3, H, W) of a colour TIFF of 16 bits, of which Pillow keeps 8; None for every other file."""
     with source.open("rb") as stream:
-        start = stream.read(26)
-    is_png = start[:8] == b"\x89PNG\r\n\x1a\n" and len(start) == 26 and start[24] == 16 and start[25] in (2, 6)
-    is_tiff = start[:4] in (b"II*\0", b"MM\0*") and _bits_of_tiff(source) == (16, 16, 16)
-    if not (is_png or is_tiff):
+        start = stream.read(4)
+    if start not in (b"II*\0", b"MM\0*") or _bits_of_tiff(source)[:3] != (16, 16, 16):
         return None
-    import itk  # late: three seconds
+    import tifffile
 
     try:
-        pixels = np.asarray(itk.array_from_image(itk.imread(str(source))))
-    except RuntimeError as error:
-        raise InputError(
-            f"{source} cannot be read as an image of 16-bit colours: it is damaged; export it anew"
-        ) from error
-    if pixels.ndim == 4 and pixels.shape[0] == 1:  # ITK may give a TIFF a third axis
-        pixels = pixels[0]
+        pixels = np.asarray(tifffile.imread(source))
+    except (RuntimeError, ValueError, OSError, KeyError) as error:  # tifffile's own are ValueErrors
+        raise InputError(f"{source} cannot be read as an image of 16-bit colours; export it anew") from error
+    if pixels.ndim != 3 or min(pixels.shape) < 1:
+        raise InputError(f"{source} holds colours of shape {pixels.shape}; expected rows, columns and three colours")
+    pixels = pixels if pixels.shape[2] in (3, 4) else pixels.transpose(1, 2, 0)  # stored plane by plane
     return np.ascontiguousarray(pixels[..., :3].transpose(2, 0, 1), dtype=np.float32)
+
+
+def _is_deep_png(source: Path) -> bool:
+    """Whether it is a PNG of 16-bit colours, of which Pillow, the only reader of it here, keeps 8 bits."""
+    with source.open("rb") as stream:
+        start = stream.read(26)
+    return start[:8] == b"\x89PNG\r\n\x1a\n" and len(start) == 26 and start[24] == 16 and start[25] in (2, 6)
 
 
 def _bits_of_tiff(source: Path) -> tuple[int, ...]:

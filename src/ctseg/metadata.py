@@ -57,6 +57,7 @@ def metadata_of(values: Mapping[str, Any], task: str) -> dict[str, Any]:
             "weights": dict(values["weights"]) if values["weights"] else None,
             **({} if values.get("needs_weights", True) else {"needs_weights": False}),
             **({"flat": True} if values.get("flat") else {}),
+            **({"patient_pattern": values["patient_pattern"]} if values.get("patient_pattern") else {}),
             **({"part_of": list(values["part_of"])} if values.get("part_of") else {}),
             **({"quality": dict(values["quality"])} if values.get("quality") else {}),
             **({"depends_on": needs} if (needs := _depends_on(values)) else {}),

@@ -14,27 +14,14 @@ from numpy.typing import NDArray
 from ctseg.collections import Candidate
 from ctseg.collections.turned import TRANSFORM
 from ctseg.errors import GeometryError, InputError
+from ctseg.flatshapes import Outlines
 from ctseg.items import check_same_grid, volume_of
 from ctseg.itktransforms import read_transform
+from ctseg.pairtypes import Pair
 from ctseg.volume import Volume
 
 _SHOWN_VALUES = 6
 _LOST_SHARE = 0.05  # of a turned mask's volume: resampling alone changes less
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image with its label map, both read, on one grid.
-
-    Attributes:
-        image: the image.
-        labels: (I, J, K) integers, the values of the data source.
-        notes: what was corrected or is unusual, one sentence each.
-    """
-
-    image: Volume
-    labels: NDArray[Any]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,9 @@ class Measured:
     notes: tuple[str, ...]
 
 
-def read_pair(candidate: Candidate, item: Mapping[Any, Any], modality: str, codes: Mapping[str, int]) -> Pair:
+def read_pair(
+    candidate: Candidate, item: Mapping[Any, Any], modality: str, codes: Mapping[str, int], resize: bool = False
+) -> Pair:
     """Read an image and its label and put them side by side, as training would.
 
     Args:
@@ -69,12 +58,19 @@ def read_pair(candidate: Candidate, item: Mapping[Any, Any], modality: str, code
             lies in a turned space and is brought onto the image).
         modality: of the image.
         codes: structure -> value in the label map that is made where each structure has a file of its own.
+        resize: bring a flat mask of another size to its image's.
 
     Raises:
         InputError: a file is missing or cannot be read.
         GeometryError: they do not lie on one grid.
     """
     image = volume_of(candidate.image, item, modality)
+    if item.get("flat"):
+        from ctseg.flatpairs import flat_pair
+
+        return flat_pair(image, candidate, item, codes, resize)
+    if isinstance(candidate.label, Outlines):
+        raise InputError("outlines are drawn on flat images only: prepare it with the kind that it has")
     if isinstance(candidate.label, Path):
         label = volume_of(candidate.label, item, "label")
         if item.get(TRANSFORM):

@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 
 from ctseg.cases import case_name, is_volume_path
 from ctseg.errors import GeometryError, InputError
+from ctseg.flatreading import PICTURES
 from ctseg.volume import Volume
 
-_MASK_OF_A_RUN = "mask.nii.gz"  # what `ctseg segment -o DIR/<case>` and a bundle's inference write
+_MASK_OF_A_RUN = "mask.nii.gz"
+_FLAT_MASK_OF_A_RUN = "mask.png"  # what `ctseg segment -o DIR/<case>` and a bundle's inference write
+
+
+_OF_A_RUN = (_MASK_OF_A_RUN, _FLAT_MASK_OF_A_RUN)
 
 
 @dataclass
@@ -44,7 +49,7 @@ class Pairs:
 
 
 def find_images(folder: str | Path, strip: Sequence[str] = ()) -> Found:
-    """Find the images of a folder by case: each volume file, and each sub-folder that holds a `mask.nii.gz`.
+    """Find the images of a folder by case: each volume file or flat image, and each sub-folder with a mask of a run.
 
     Args:
         folder: where; hidden files and other files are passed over.
@@ -60,8 +65,10 @@ def find_images(folder: str | Path, strip: Sequence[str] = ()) -> Found:
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
-        path = entry / _MASK_OF_A_RUN if entry.is_dir() else entry
-        if is_volume_path(path):
+        path = entry
+        if entry.is_dir():
+            path = next((p for name in _OF_A_RUN if (p := entry / name).is_file()), entry / _MASK_OF_A_RUN)
+        if is_volume_path(path) or path.name.lower().endswith(PICTURES):
             claims.setdefault(_case(entry, strip), []).append(path)
     single = {case: paths[0] for case, paths in claims.items() if len(paths) == 1}
     doubled = {case: [p.relative_to(folder).as_posix() for p in paths] for case, paths in claims.items()}
@@ -109,11 +116,38 @@ def pair_folders(prediction: str | Path, reference: str | Path, strip: Sequence[
     return Pairs(pairs, dict(sorted(refused.items())))
 
 
-def read_pair(prediction: str | Path, reference: str | Path) -> tuple[Volume, NDArray[Any]]:
+def read_labels(path: str | Path, value: int | None = None) -> Volume:
+    """Read a label map: of a volume, or of a flat image.
+
+    Args:
+        path: the file.
+        value: what a black and white mask of a flat image stands for; None leaves its values.
+
+    Raises:
+        InputError: as `ctseg.reading.read_volume` and `ctseg.flatmasks.read_mask`.
+    """
+    if str(path).lower().endswith(PICTURES):
+        from ctseg.flatitems import flat_item
+
+        meaning = {"mask_values": {str(value): "asked"}} if value is not None else {}
+        return flat_item(path, meaning, "label")
+    from ctseg.reading import read_volume
+
+    return read_volume(path, modality="label")
+
+
+def read_pair(
+    prediction: str | Path, reference: str | Path, values: tuple[int, int] | None = None
+) -> tuple[Volume, NDArray[Any]]:
     """Read two label maps of one image.
 
     A prediction whose axes are stored in another order or direction than the reference's is turned to it, which moves
     voxels but changes none.
+
+    Args:
+        prediction: its file.
+        reference: its file.
+        values: of a single structure in the two, what black and white masks of flat images stand for.
 
     Returns:
         The reference, and the prediction's label map on the reference's grid (I, J, K).
@@ -122,9 +156,8 @@ def read_pair(prediction: str | Path, reference: str | Path) -> tuple[Volume, ND
         InputError: when a file cannot be read, or is no label map.
         GeometryError: when the two do not lie on one grid.
     """
-    from ctseg.reading import read_volume
-
-    one, other = (read_volume(path, modality="label") for path in (prediction, reference))
+    wanted = values or (None, None)
+    one, other = (read_labels(path, value) for path, value in zip((prediction, reference), wanted, strict=True))
     for volume in (one, other):
         if volume.array.dtype.kind == "f" and not np.array_equal(volume.array, np.rint(volume.array)):
             raise InputError(

@@ -11,7 +11,8 @@ from typing import Any
 from ctseg.errors import ConfigError, InputError
 from ctseg.registry import get_bundle
 
-_KINDS = ("auto", "totalsegmentator", "msd", "nnunet", "pairs", "turned", "slices")
+_FLAT = ("flat", "ph2", "isic", "coco", "labelme", "yolo")
+_KINDS = ("auto", "totalsegmentator", "msd", "nnunet", "pairs", "turned", "slices", *_FLAT)
 _SHOWN = 20  # refusals on the terminal; all of them stand in the report
 
 _EPILOG = """what is understood:
@@ -21,6 +22,11 @@ _EPILOG = """what is understood:
   pairs             images/ and labels/ (or masks/), matched by name
   turned            #.nii.gz, its ITK transform #.txt, and the mask of the turned head #-seg.nii.gz
   slices            a CSV with a row for each .npy slice: case, image, mask, 0/1 for each structure
+flat images (photographs, ultrasound, single slices; png, jpg, bmp, tif, dcm), always by --kind:
+  flat              a.png and a_mask.png in one folder (--suffix), or images/ and masks/, matched by name
+  ph2, isic         the trees of these collections; PH2's regions of interest are ignored
+  coco, labelme, yolo
+                    exports of annotation services: polygons, COCO's run lengths
 
 what is written into DATA:
   datalist.json          the cases, for training; images are never copied
@@ -34,7 +40,9 @@ examples:
   ctseg prepare Task03_Liver -o DATA --task liver_ct_segmentation --label liver=2
   ctseg prepare my_cts -o DATA --task liver_ct_segmentation --label liver=255 --patient '^(P\\d+)_'
   ctseg prepare slices.csv -o DATA --task liver_ct_segmentation --label liver=36 --ignore-other-labels \\
-      --orientation array --slice-spacing 0.8 0.8 2.5 --split split.json"""
+      --orientation array --slice-spacing 0.8 0.8 2.5 --split split.json
+  ctseg prepare slices -o DATA --task stroke_ct_segmentation --kind flat --patient '^(\\w+)_\\d+$'
+  ctseg prepare export -o DATA --task skin_lesion_segmentation --kind flat --color lesion=255,0,0"""
 
 
 def add_command(commands: Any) -> None:
@@ -60,7 +68,12 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--ignore-other-labels", action="store_true", help="values without a name are background, not a refusal"
     )
-    command.add_argument("--patient", metavar="REGEX", help="its one group is the patient in a case's name")
+    command.add_argument(
+        "--patient",
+        metavar="REGEX",
+        help="its one group is the patient in a case's name; or the "
+        "word runs: names with neighbouring numbers are one patient's",
+    )
     command.add_argument("--split", type=Path, metavar="FILE", help="take over a split: JSON, YAML or CSV")
     command.add_argument("--fold", type=int, default=0, metavar="N", help="fold of splits_final.json (default: 0)")
     command.add_argument(
@@ -85,11 +98,53 @@ def add_command(commands: Any) -> None:
         help="kind turned: bring each mask to its CT now, or let the task's ApplyItkTransformd turn the CT "
         "(default: mask)",
     )
+    _add_flat_options(command)
     command.add_argument("--samples", type=int, default=24, metavar="N", help="pictures on the page (default: 24)")
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--add", action="store_true", help="keep the cases of a datalist in DATA, add these")
     existing.add_argument("--replace", action="store_true", help="make a datalist in DATA anew; the ledger stays")
     command.set_defaults(run=_run)
+
+
+def _add_flat_options(command: Any) -> None:
+    flat = command.add_argument_group("flat images")
+    flat.add_argument("--suffix", default="", metavar="TEXT", help="of a mask's name beyond its image's (_mask)")
+    flat.add_argument(
+        "--masks", default="", metavar="NAME", help="folder of the masks below SOURCE, where several may be"
+    )
+    flat.add_argument(
+        "--color",
+        action="append",
+        default=[],
+        metavar="NAME=R,G,B",
+        help="what a colour in the masks means; again for more",
+    )
+    flat.add_argument(
+        "--pixel-spacing", type=float, nargs=2, metavar=("ROWS", "COLUMNS"), help="mm between rows and between columns"
+    )
+    flat.add_argument(
+        "--sizes", choices=("refuse", "resize"), default="refuse", help="masks of another size than their image"
+    )
+    flat.add_argument("--empty", choices=("keep", "refuse"), default="keep", help="images on which nothing is outlined")
+
+
+def parse_colors(texts: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Split "lesion=255,0,0" into structure -> (r, g, b).
+
+    Raises:
+        ConfigError: when it is no such text, or a structure or colour comes twice.
+    """
+    colors: dict[str, tuple[int, int, int]] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        parts = [part.strip() for part in value.split(",")]
+        if not name.strip() or len(parts) != 3 or not all(part.isdigit() and int(part) < 256 for part in parts):
+            raise ConfigError(f"--color {text!r} cannot be understood: expected NAME=R,G,B with numbers 0 to 255")
+        color = (int(parts[0]), int(parts[1]), int(parts[2]))
+        if name.strip() in colors or color in colors.values():
+            raise ConfigError(f"--color {text!r}: the structure or the colour was named before; name each once")
+        colors[name.strip()] = color
+    return colors
 
 
 def parse_values(texts: Sequence[str]) -> tuple[dict[int, str], tuple[str, ...]]:
@@ -155,6 +210,12 @@ def _run(arguments: argparse.Namespace) -> None:
         flags=arguments.flags,
         other_labels=arguments.ignore_other_labels,
         turn=arguments.turn,
+        suffix=arguments.suffix,
+        masks=arguments.masks,
+        colors=parse_colors(arguments.color),
+        pixel_spacing=_pixel_spacing(arguments.pixel_spacing),
+        sizes=arguments.sizes,
+        empty=arguments.empty,
         existing="add" if arguments.add else "replace" if arguments.replace else "refuse",
     )
     prepared = prepare(request, bundle, _say, lambda cases: tqdm(cases, unit="case", disable=None))
@@ -175,6 +236,12 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"look at {arguments.out / SAMPLES} before training")
 
 
+def _pixel_spacing(given: Sequence[float] | None) -> tuple[float, float] | None:
+    if given is not None and not all(0 < mm < 1000 for mm in given):
+        raise ConfigError(f"--pixel-spacing {' '.join(map(str, given))}: expected two sizes above 0 mm")
+    return None if given is None else (given[0], given[1])
+
+
 def _say(text: str) -> None:
     print(f"ctseg: {text}", file=sys.stderr)
 
@@ -182,7 +249,7 @@ def _say(text: str) -> None:
 def _told(report: dict[str, Any]) -> str:
     lines = [f"saw {report['saw']}", ""]
     names = report["structures"]
-    rows = [("split", "patients", "cases", *(f"voxels of {name}" for name in names))]
+    rows = [("split", "patients", "cases", *(f"{report['unit']} of {name}" for name in names))]
     for split, sums in report["splits"].items():
         counts = (f"{sums['voxels'][name]:,}" for name in names)
         rows.append((split, str(sums["patients"]), str(sums["cases"]), *counts))

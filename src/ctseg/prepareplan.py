@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.cases import SLICE_ENDINGS
-from ctseg.collections import Candidate, Collection, Refusal
+from ctseg.collections import FLAT_KINDS, Candidate, Collection, Refusal
 from ctseg.errors import ConfigError
+from ctseg.flatmasks import colour_values
 from ctseg.registry import BundleInfo
+
+RUNS = "runs"  # in place of a pattern of the patient
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,12 @@ class Request:
         other_labels: let unknown label values pass as background.
         turn: of the kind "turned": "mask" brings each mask to its CT now, "ct" leaves the transform in the item, for
             the task's `ApplyItkTransformd` to turn the CT.
+        suffix: what a flat mask is called beyond its image; "" takes _mask.
+        masks: name of the folder of flat masks; "" finds it.
+        colors: of flat masks: structure -> (r, g, b), where they are colour-coded.
+        pixel_spacing: mm between rows and columns of flat images that do not know it.
+        sizes: a flat mask of another size than its image: "refuse" it, or "resize" it to the image's.
+        empty: a flat mask without any structure: "keep" it as an image without, or "refuse" it.
         existing: what to do with a datalist that is there: "refuse", "add" to it, or "replace" it.
     """
 
@@ -51,6 +62,12 @@ class Request:
     flags: str = "check"
     other_labels: bool = False
     turn: str = "mask"
+    suffix: str = ""
+    masks: str = ""
+    colors: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    pixel_spacing: tuple[float, float] | None = None
+    sizes: str = "refuse"
+    empty: str = "keep"
     existing: str = "refuse"
 
 
@@ -90,12 +107,17 @@ def check_values(
 
 
 def slice_keys(collection: Collection, request: Request) -> dict[str, Any]:
-    """Return the keys that every slice's item needs; a volume knows its own place.
+    """Return the keys that every slice's or flat image's item needs; a volume knows its own place.
 
     Raises:
         ConfigError: there are slices, and the user did not say their spacing or orientation.
     """
     slices = [candidate for candidate in collection.candidates if is_slice(candidate)]
+    if collection.kind in FLAT_KINDS:
+        given = {"spacing": list(request.pixel_spacing)} if request.pixel_spacing else {}
+        return given | (
+            {"mask_colors": {name: list(rgb) for name, rgb in request.colors.items()}} if request.colors else {}
+        )
     if not slices:
         return {}
     if request.slice_spacing is None:
@@ -116,7 +138,37 @@ def slice_keys(collection: Collection, request: Request) -> dict[str, Any]:
 
 def is_slice(candidate: Candidate) -> bool:
     """Whether its image is a single slice in a file that knows no place."""
-    return candidate.image.name.lower().endswith(SLICE_ENDINGS)
+    return bool(candidate.keys.get("flat")) or candidate.image.name.lower().endswith(SLICE_ENDINGS)
+
+
+def flat_values(collection: Collection, request: Request, bundle: BundleInfo) -> dict[int, str]:
+    """Return value -> structure of flat masks: by their colours, as said, or black and white for a single structure.
+
+    Raises:
+        ConfigError: colours for what is no mask picture, or a colour of a structure that nobody knows.
+    """
+    if collection.kind not in FLAT_KINDS:
+        if request.colors:
+            raise ConfigError(
+                f"--color is for the masks of flat images, not for the kind {collection.kind}: leave it out"
+            )
+        return {}
+    if request.colors:
+        return colour_values(request.colors)
+    return {255: next(iter(bundle.labels))} if len(bundle.labels) == 1 and not request.values else {}
+
+
+def runs_of_numbers(names: Sequence[str]) -> dict[str, str]:
+    """Return name -> the first name of its run: names that are alike but for a last number, one more each.
+
+    For slices of which nobody says the patient: neighbours are of one.
+    """
+    numbered = sorted((match[1], int(match[2]), name) for name in names if (match := re.fullmatch(r"(.*?)(\d+)", name)))
+    runs: dict[str, str] = {name: name for name in names}
+    for before, here in itertools.pairwise(numbered):
+        if before[0] == here[0] and here[1] - before[1] <= 1:
+            runs[here[2]] = runs[before[2]]
+    return runs
 
 
 def with_patients(
@@ -126,12 +178,16 @@ def with_patients(
 
     Args:
         candidates: the cases as listed.
-        pattern: regular expression with one group, searched in the case's name; None takes what the collection says,
-            else the name itself.
+        pattern: regular expression with one group, searched in the case's name; "runs" (`runs_of_numbers`); None takes
+            what the collection says, else the name itself.
 
     Raises:
         ConfigError: the pattern is no regular expression with one group.
     """
+    if pattern == RUNS:
+        runs = runs_of_numbers([candidate.case_id for candidate in candidates])
+        candidates = [dataclasses.replace(one, patient=runs[one.case_id]) for one in candidates]
+        pattern = None
     try:
         compiled = re.compile(pattern) if pattern is not None else None
     except re.error as error:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ctseg import __version__
-from ctseg.errors import CtsegError
+from ctseg.errors import CtsegError, InputError
 from ctseg.files import write_beside
 from ctseg.ledger import SPLITS
-from ctseg.pairchecks import read_pair
+from ctseg.pairchecks import Measured, read_pair
+from ctseg.pairtypes import Pair
 from ctseg.preparing import Prepared, Taken
 from ctseg.registry import BundleInfo
 from ctseg.sample_pictures import COLORS, SOFT_TISSUE, choose_samples, draw_sample
@@ -31,6 +32,12 @@ table{border-collapse:collapse}td,th{padding:3px 14px 3px 0;text-align:left;vert
 figure img{display:block;max-width:100%;height:auto}figcaption{font-size:13px;color:#c3cad2;margin-top:6px}
 .name{font-weight:600;color:#fff}.key{display:inline-block;width:11px;height:11px;margin:0 5px 0 12px}
 """
+
+_VIEW = (
+    "Radiological view: R is the patient's right, A the front, S the head. Is every organ outlined, on the right side, "
+    "the right way up?"
+)
+_FLAT_VIEW = "Each image without and with its mask. Is what it names outlined, the right way up, and nothing else?"
 
 
 def summarise(prepared: Prepared, bundle: BundleInfo, source: Path) -> dict[str, Any]:
@@ -66,6 +73,7 @@ def summarise(prepared: Prepared, bundle: BundleInfo, source: Path) -> dict[str,
         "kind": prepared.collection.kind,
         "saw": prepared.collection.saw,
         "task": bundle.name,
+        "unit": "pixels" if bundle.flat else "voxels",
         "structures": drawn_structures(prepared, bundle),
         "splits": splits,
         "cases_with": {name: sum(case.measured.voxels.get(name, 0) > 0 for case in prepared.taken) for name in names},
@@ -130,9 +138,8 @@ def write_samples(prepared: Prepared, bundle: BundleInfo, report: Mapping[str, A
             *_sums(report, names),
             *_refusals(prepared),
             f"<h2>{len(figures)} of {len(prepared.taken)} cases{keys}</h2>",
-            "<p>Radiological view: R is the patient's right, A the front, S the head. Is every organ outlined, on the "
-            "right side, the right way up? The smallest, the largest and an empty label of each structure are among "
-            "them.</p>",
+            f"<p>{_FLAT_VIEW if bundle.flat else _VIEW} The smallest, the largest and an empty label of each structure "
+            "are among them.</p>",
             f'<div class="grid">{"".join(figures)}</div>',
         ]
     )
@@ -155,7 +162,7 @@ def _e(text: str) -> str:
 
 def _sums(report: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     yield "<table><tr><th>split</th><th>patients</th><th>cases</th>"
-    yield "".join(f"<th>voxels of {_e(name)}</th>" for name in names) + "</tr>"
+    yield "".join(f"<th>{report['unit']} of {_e(name)}</th>" for name in names) + "</tr>"
     for split, sums in report["splits"].items():
         counts = "".join(f"<td>{sums['voxels'].get(name, 0):,}</td>" for name in names)
         yield f"<tr><td>{split}</td><td>{sums['patients']}</td><td>{sums['cases']}</td>{counts}</tr>"
@@ -180,13 +187,14 @@ def _figure(
 ) -> str:
     item, measured = case.item, case.measured
     try:
-        pair = read_pair(case.candidate, item, bundle.modality, prepared.codes)
+        pair = read_pair(case.candidate, item, bundle.modality, prepared.codes, resize=True)
         drawn = {int(v): colors[name] for v, name in item["mask_values"].items() if name in colors}
-        code = base64.b64encode(draw_sample(pair.image, pair.labels, drawn, window)).decode()
+        content = _flat_sample(pair, drawn) if bundle.flat else draw_sample(pair.image, pair.labels, drawn, window)
+        code = base64.b64encode(content).decode()
         picture = f'<img alt="{_e(item["case_id"])}" src="data:image/png;base64,{code}">'
     except CtsegError as error:  # read once already, so only when it changed meanwhile
         picture = f"<p>{_e(str(error))}</p>"
-    volumes = ", ".join(f"{name} {measured.voxels.get(name, 0) * measured.voxel_ml:.1f} ml" for name in colors)
+    volumes = ", ".join(f"{name} {_amount(measured, name, bundle.flat)}" for name in colors)
     values = " to ".join(f"{value:g}" for value in measured.image_range)
     size = " x ".join(map(str, measured.shape))
     words = "".join(f"<br>{_e(note)}" for note in measured.notes)
@@ -194,3 +202,19 @@ def _figure(
         f'<figure>{picture}<figcaption><span class="name">{_e(item["case_id"])}</span> patient '
         f"{_e(item['patient'])}, {case.split}<br>{_e(volumes)}<br>{size}, values {values}{words}</figcaption></figure>"
     )
+
+
+def _amount(measured: Measured, name: str, flat: bool) -> str:
+    voxels = measured.voxels.get(name, 0)
+    return f"{voxels / (measured.shape[0] * measured.shape[1]):.1%}" if flat else f"{voxels * measured.voxel_ml:.1f} ml"
+
+
+def _flat_sample(pair: Pair, colors: Mapping[int, tuple[int, int, int]]) -> bytes:
+    from ctseg.flatitems import FlatVolume
+    from ctseg.flatsheets import draw_sheet, draw_tile
+
+    if not isinstance(pair.image, FlatVolume) or pair.image.image is None:
+        raise InputError("its image is no flat image")
+    picture, labels = pair.image.image.brightness(), pair.labels[:, :, 0]
+    outlined = draw_tile(picture, [(labels == value, color) for value, color in colors.items()])
+    return draw_sheet([[draw_tile(picture)], [outlined]])

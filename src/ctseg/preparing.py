@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctseg.collections import Candidate, Collection, Layout, Refusal, find_collection
+from ctseg.collections import FLAT_KINDS, KINDS, Candidate, Collection, Layout, Refusal, find_collection
 from ctseg.collections.turned import TRANSFORM
 from ctseg.datalist import DATALIST, LEDGER, read_cases, write_cases
 from ctseg.errors import ConfigError, CtsegError, InputError, LedgerError, OutputError
 from ctseg.givensplits import read_split
 from ctseg.ledger import Ledger
 from ctseg.pairchecks import Measured, Pair, measure_pair, read_pair
-from ctseg.prepareplan import Request, check_values, codes_of, is_slice, slice_keys, with_patients
+from ctseg.prepareplan import Request, check_values, codes_of, flat_values, is_slice, slice_keys, with_patients
 from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
 
@@ -90,15 +90,18 @@ def prepare(
     earlier = _earlier(request)
     # What the network takes beside the image is joined as well, without being asked for.
     more = (*bundle.input_organs, *request.structures)
-    layout = Layout((*bundle.labels, *more), request.columns, request.flags)
+    layout = Layout(
+        (*bundle.labels, *more), request.columns, request.flags, request.suffix, request.masks, request.values
+    )
     collection = find_collection(request.source, request.kind, layout)
     say(f"found {collection.saw}")
     _check_turn(collection, request.turn, bundle)
     codes = codes_of(collection, bundle, more)
-    values = {**collection.values, **request.values}
+    _check_flat(collection, bundle)
+    values = {**collection.values, **flat_values(collection, request, bundle), **request.values}
     check_values(collection, values, bundle, request.structures)
     keys = slice_keys(collection, request)
-    named, refused = with_patients(collection.candidates, request.patient)
+    named, refused = with_patients(collection.candidates, request.patient or bundle.patient_pattern)
     ledger = Ledger(request.out / LEDGER)
     given, notes = {}, list(collection.notes)
     if request.split is not None:
@@ -143,6 +146,7 @@ class _Checker:
         self.turns: list[Turned] = []
         self.refused: list[Refusal] = []
         self._seen: dict[str, Taken] = {}
+        self._resizes = request.sizes == "resize"
 
     def check(self, candidate: Candidate, patient: str) -> None:
         try:
@@ -157,12 +161,14 @@ class _Checker:
         if self.given and not side:
             raise InputError("the given split does not name it: add it there, or prepare without --split")
         keys = {**candidate.keys, **self.keys} if is_slice(candidate) else dict(candidate.keys)
-        pair = read_pair(candidate, keys, self.modality, self.codes)
+        pair = read_pair(candidate, _reading_keys(keys, self.values), self.modality, self.codes, self._resizes)
         made = not isinstance(candidate.label, Path)
         values = {code: name for name, code in self.codes.items()} if made else self.values
         flags = {} if self.request.flags == "masks" else candidate.present
         measured = measure_pair(pair, values, flags, others=self.request.other_labels)
         self._check_unique(candidate, patient, measured)
+        if self.request.empty == "refuse" and not any(measured.voxels.values()):
+            raise InputError("its mask is empty: nothing is outlined; leave out --empty refuse to keep such images")
         label = candidate.label
         if TRANSFORM in keys:
             self.turns.append(_look_at(candidate, pair.image))
@@ -170,7 +176,9 @@ class _Checker:
             keys.pop(TRANSFORM)
             label = self._written(pair, candidate)
             candidate = dataclasses.replace(candidate, label=label, keys=keys)
-        if not isinstance(label, Path):
+        if pair.changed:
+            keys.pop("mask_colors", None)
+        if not isinstance(label, Path) or pair.changed:
             label = self._written(pair, candidate)
         item = {
             "case_id": candidate.case_id,
@@ -187,6 +195,12 @@ class _Checker:
         return taken
 
     def _written(self, pair: Pair, candidate: Candidate) -> Path:
+        if candidate.keys.get("flat"):
+            from ctseg.flatpairs import write_pair_labels
+
+            made = not isinstance(candidate.label, Path)
+            path = self.request.out / LABELS / f"{candidate.case_id}.png"
+            return write_pair_labels(pair, self.codes if made else None, path)
         from ctseg.writing import write_mask
 
         return write_mask(pair.labels, pair.image, self.request.out / LABELS / f"{candidate.case_id}.nii.gz")
@@ -202,6 +216,26 @@ class _Checker:
         if known is not None and Path(known["image"]).resolve() != candidate.image.resolve():
             raise InputError(f"the datalist has a case of this name already, of the image {known['image']}; rename one")
         self.earlier.pop(candidate.case_id, None)
+
+
+def _reading_keys(keys: Mapping[str, Any], values: Mapping[int, str]) -> dict[str, Any]:
+    """The keys with which a case is read before its item exists: a flat mask must know what its values mean."""
+    return (
+        {**keys, "mask_values": {str(value): name for value, name in values.items()}}
+        if keys.get("flat")
+        else dict(keys)
+    )
+
+
+def _check_flat(collection: Collection, bundle: BundleInfo) -> None:
+    """Refuse flat images for a bundle of volumes, and the other way round."""
+    if collection.candidates and bundle.flat != (collection.kind in FLAT_KINDS):
+        kinds = [kind for kind in KINDS if (kind in FLAT_KINDS) == bundle.flat]
+        what = "flat images" if bundle.flat else "volumes"
+        raise ConfigError(
+            f"bundle {bundle.name} looks at {what}, but {collection.saw} were found: say --kind {'|'.join(kinds)}, or "
+            "name another task"
+        )
 
 
 def _check_turn(collection: Collection, turn: str, bundle: BundleInfo) -> None:

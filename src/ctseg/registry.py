@@ -71,6 +71,12 @@ class BundleInfo:
         return bool(self._block.get("flat", False))
 
     @property
+    def patient_pattern(self) -> str | None:
+        """Finds the patient in an image's name, where the task says how its collections name them (`ctseg prepare`)."""
+        pattern = self._block.get("patient_pattern")
+        return None if pattern is None else str(pattern)
+
+    @property
     def modality(self) -> str:
         """DICOM code of the images it was made for, e.g. "CT"."""
         return str(self._block.get("modality", ""))

@@ -6,7 +6,7 @@ later, case by case (`ctseg.pairchecks`), so that one bad case does not hide the
 
 from __future__ import annotations
 
-from ctseg.collections.detecting import KINDS, find_collection
+from ctseg.collections.detecting import FLAT_KINDS, KINDS, find_collection
 from ctseg.collections.listing import Candidate, Collection, Layout, Refusal
 
-__all__ = ["KINDS", "Candidate", "Collection", "Layout", "Refusal", "find_collection"]
+__all__ = ["FLAT_KINDS", "KINDS", "Candidate", "Collection", "Layout", "Refusal", "find_collection"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctseg.collections import datasetjson, pairs, slicetable, totalsegmentator, turned
+from ctseg.collections import datasetjson, flatpairs, outlined, pairs, slicetable, totalsegmentator, turned
 from ctseg.collections.listing import Collection, Layout
 from ctseg.errors import InputError
 
-KINDS = ("totalsegmentator", "msd", "nnunet", "pairs", "turned", "slices")
+FLAT_KINDS = ("flat", "ph2", "isic", "coco", "labelme", "yolo")
+KINDS = ("totalsegmentator", "msd", "nnunet", "pairs", "turned", "slices", *FLAT_KINDS)
 
 
 def find_collection(source: Path, kind: str = "auto", layout: Layout | None = None) -> Collection:
@@ -30,6 +31,8 @@ def find_collection(source: Path, kind: str = "auto", layout: Layout | None = No
     kind = _kind_of(source) if kind == "auto" else kind
     if source.is_file() and kind != "slices":
         raise InputError(f"{source} is a table, which only --kind slices takes; name a folder for --kind {kind}")
+    if kind in FLAT_KINDS:
+        return _flat(source, kind, layout)
     if kind == "slices":
         return slicetable.list_cases(source, layout)
     if kind == "totalsegmentator":
@@ -39,6 +42,15 @@ def find_collection(source: Path, kind: str = "auto", layout: Layout | None = No
     if kind == "turned":
         return turned.list_cases(source)
     return datasetjson.list_decathlon(source) if kind == "msd" else datasetjson.list_nnunet(source)
+
+
+def _flat(source: Path, kind: str, layout: Layout) -> Collection:
+    if kind == "flat":
+        return flatpairs.list_flat(source, layout)
+    if kind in ("ph2", "isic"):
+        return flatpairs.list_ph2(source) if kind == "ph2" else flatpairs.list_isic(source)
+    listed = {"coco": outlined.list_coco, "labelme": outlined.list_labelme, "yolo": outlined.list_yolo}
+    return listed[kind](source, layout)
 
 
 def _kind_of(source: Path) -> str:

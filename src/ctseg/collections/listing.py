@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.cases import SLICE_ENDINGS, VOLUME_ENDINGS, case_name
+from ctseg.flatshapes import Outlines
 
 ENDINGS = VOLUME_ENDINGS + SLICE_ENDINGS
 
@@ -19,7 +20,7 @@ class Candidate:
     Attributes:
         case_id: its name, unique in the collection.
         image: the image's file or DICOM folder.
-        label: one label map, or a binary mask for each structure by name.
+        label: one label map, a binary mask for each structure by name, or outlines to be drawn.
         patient: whom the collection says it belongs to; None takes the pattern or the case's name.
         present: structure -> whether the collection says it is in the image; empty where it says nothing.
         keys: further keys of its item in the datalist.
@@ -27,7 +28,7 @@ class Candidate:
 
     case_id: str
     image: Path
-    label: Path | Mapping[str, Path]
+    label: Path | Mapping[str, Path] | Outlines
     patient: str | None = None
     present: Mapping[str, bool] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
@@ -70,11 +71,17 @@ class Layout:
         structures: names of the structures wanted, where each has a file of its own.
         columns: meaning (case, image, mask, patient, or a structure) -> column of a slice table.
         flags: a slice table's presence flags: "check" compares them with the masks, "masks" overrules them.
+        masks: name of the folder of flat masks; "" finds it.
+        suffix: what a flat mask is called beyond its image; "" takes _mask.
+        values: class of an annotation service -> structure.
     """
 
     structures: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     flags: str = "check"
+    suffix: str = ""
+    masks: str = ""
+    values: Mapping[int, str] = field(default_factory=dict)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -19,8 +19,9 @@ from monai.utils import ensure_tuple_rep
 from torch.nn.functional import interpolate
 
 from ctseg.errors import ConfigError
+from ctseg.flatimages import GREY, RGB, FlatImage
 from ctseg.flatitems import FLAT, FlatVolume
-from ctseg.flatreading import GREY, RGB, FlatImage, flat_name
+from ctseg.flatreading import flat_name
 from ctseg.items import volume_of
 from ctseg.sentences import said_plainly
 from ctseg.transforms.loading import to_tensor, to_volume
