@@ -23,6 +23,11 @@ def written(path: Path, pixels: np.ndarray, **options: object) -> Path:
     return path
 
 
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
 @pytest.mark.parametrize("white", [1, 255])
 def test_black_and_white_means_the_same_whichever_white(tmp_path: Path, white: int) -> None:
     path = written(tmp_path / "m.png", (INSIDE * white).astype(np.uint8))
@@ -39,7 +44,7 @@ def test_black_and_white_means_the_same_whichever_white(tmp_path: Path, white: i
 
 def test_what_jpeg_left_is_thresholded_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = written(tmp_path / "m.jpg", (INSIDE * 255).astype(np.uint8), quality=60)
-    assert len(np.unique(np.asarray(Image.open(path)))) > 10
+    assert len(np.unique(pixels_of(path))) > 10
     labels, notes = read_mask(path, {255: "lesion"})
     assert (labels > 0).sum() == pytest.approx(INSIDE.sum(), abs=12)
     assert ((labels > 0) != INSIDE).sum() <= 12
@@ -62,7 +67,7 @@ def test_label_values_and_palettes_are_taken_as_they_are(tmp_path: Path) -> None
         assert picture.mode == "P" and picture.convert("RGB").getpixel((10, 8)) == (255, 0, 0)
     np.testing.assert_array_equal(read_mask(tmp_path / "p.png", {3: "a", 7: "b"})[0], labels)
     write_flat_mask(INSIDE, {"a": 1}, tmp_path / "one.png")
-    assert set(np.unique(np.asarray(Image.open(tmp_path / "one.png")))) == {0, 255}
+    assert set(np.unique(pixels_of(tmp_path / "one.png"))) == {0, 255}
 
 
 def test_colours_by_a_table_exact_near_and_unknown(tmp_path: Path) -> None:

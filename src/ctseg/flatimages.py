@@ -55,5 +55,5 @@ class FlatImage:
         """Return (H, W) float32 of the array's own values: the luminance where there are colours."""
         if len(self.array) == 1:
             return self.array[0]
-        weighted: NDArray[np.float32] = np.tensordot(np.float32(LUMINANCE), self.array, axes=1)
+        weighted: NDArray[np.float32] = np.tensordot(np.array(LUMINANCE, np.float32), self.array, axes=1)
         return weighted
