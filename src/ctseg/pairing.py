@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def read_labels(path: str | Path, value: int | None = None) -> Volume:
     if str(path).lower().endswith(PICTURES):
         from ctseg.flatitems import flat_item
 
-        meaning = {"mask_values": {str(value): "asked"}} if value is not None else {}
+        meaning: dict[Hashable, Any] = {"mask_values": {str(value): "asked"}} if value is not None else {}
         return flat_item(path, meaning, "label")
     from ctseg.reading import read_volume
 
