@@ -210,6 +210,27 @@ def test_a_mask_of_another_grid_or_an_untrained_bundle(
         bundle_of("nothing")
 
 
+def test_the_default_bundle_is_the_one_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from helpers_bundles import make_bundle
+
+    from ctseg.registry import find_bundles
+
+    make_bundle(tmp_path)  # labels without twins
+    monkeypatch.setattr("ctseg.aspectscommand.find_bundles", lambda: find_bundles(tmp_path))
+    with pytest.raises(BundleError, match="found none; name the bundle with --task"):
+        bundle_of(None)
+    region_bundle(tmp_path, "regions_a")
+    assert bundle_of(None).name == "regions_a"
+    (region_bundle(tmp_path, "regions_b") / "models").mkdir()
+    assert bundle_of(None).name == "regions_a"
+    (tmp_path / "regions_b" / "models" / "model.pt").write_bytes(b"own")
+    assert bundle_of(None).name == "regions_b"  # the one that is ready
+    one = {"name": "M1 left", "code": 1, "color": [1, 2, 3], "snomed": {"value": "1"}}
+    make_bundle(tmp_path, "other", labels=[one, {**one, "name": "M1 right", "code": 2}])
+    with pytest.raises(BundleError, match="found other, regions_a, regions_b"):
+        bundle_of(None)
+
+
 def test_the_masks_of_a_tilted_series_and_of_a_network(
     heads: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     tmp_path: Path,

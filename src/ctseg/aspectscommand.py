@@ -70,10 +70,11 @@ def add_command(commands: Any) -> None:
 
 
 def bundle_of(name: str | None) -> BundleInfo:
-    """Return the bundle of a name, or the only one whose labels all come left and right.
+    """Return the bundle of a name, or the one whose labels all come left and right; of several with the same labels the
+    first that is ready, else the first.
 
     Raises:
-        BundleError: there is none, or several.
+        BundleError: there is none, or several with different labels.
     """
     from ctseg.sides import partners  # late: NumPy
 
@@ -81,12 +82,12 @@ def bundle_of(name: str | None) -> BundleInfo:
         return get_bundle(name)
     known = [info for info in find_bundles().values() if not info.problem and info.segments]
     paired = [info for info in known if info.labels and 2 * len(partners(list(info.labels))) == len(info.labels)]
-    if len(paired) != 1:
+    if not paired or any(info.labels != paired[0].labels for info in paired):
         found = ", ".join(info.name for info in paired) or "none"
         raise BundleError(
             f"one bundle whose labels all come left and right is needed, found {found}; name the bundle with --task"
         )
-    return paired[0]
+    return next((info for info in paired if info.ready), paired[0])
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -73,8 +73,8 @@ def gap_plot(labels: Mapping[str, Mapping[str, Any]], figure_name: str, title: s
         values = [labels[name][figure_name][key] for name in names]
         places = [place + shift for place, value in enumerate(values) if value is not None]
         known = [value for value in values if value is not None]
-        style = {"edgecolor": "white", "linewidth": 0.0, "hatch": hatch}
-        axes.bar(places, known, width=0.38, color=color, label=f"{key} cases", **style)
+        label = f"{key} cases"
+        axes.bar(places, known, width=0.38, color=color, label=label, edgecolor="white", linewidth=0.0, hatch=hatch)
     for place, name in enumerate(names):
         row = labels[name][figure_name]
         if row["gap"] is not None:

@@ -218,13 +218,13 @@ def losses(cases: Sequence[CaseCounts], window: Sequence[float]) -> list[Loss]:
 def _loss(what: str, histograms: Mapping[str, Counts], window: Sequence[float]) -> Loss | None:
     hu = np.arange(LOWEST, HIGHEST + 1)
     low, high = window
-    rows = [
-        (case, counts[hu < low].sum() / counts.sum(), counts[hu > high].sum() / counts.sum())
+    rows: list[tuple[str, float, float]] = [
+        (case, float(counts[hu < low].sum() / counts.sum()), float(counts[hu > high].sum() / counts.sum()))
         for case, counts in histograms.items()
         if counts.any()
     ]
     if not rows:
         return None
     worst = max(rows, key=lambda row: row[1] + row[2])
-    below, above = (float(np.mean([row[part] for row in rows])) for part in (1, 2))
-    return Loss(what, below, above, float(worst[1] + worst[2]), worst[0], len(rows))
+    below, above = (float(np.mean(shares)) for shares in ([row[1] for row in rows], [row[2] for row in rows]))
+    return Loss(what, below, above, worst[1] + worst[2], worst[0], len(rows))

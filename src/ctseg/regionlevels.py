@@ -89,11 +89,11 @@ def find_levels(array: Array, labels: Array, affine: NDArray[np.float64], values
 
 
 def short_names(names: list[str]) -> dict[str, str]:
-    """Return a short name for each: initials in capitals, a name of up to three letters as it is; none comes twice."""
+    """Return a short name for each: initials in capitals, a name of up to three letters in capitals too; none twice."""
     found: dict[str, str] = {}
     for name in names:
         words = name.split()
-        short = name if len(name) <= 3 else "".join(word[0] for word in words).upper()
+        short = name.upper() if len(name) <= 3 else "".join(word[0] for word in words).upper()
         length = 1
         while short in found.values() and length < len(name):
             length += 1
