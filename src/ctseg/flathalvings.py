@@ -16,7 +16,7 @@ class Maxima(nn.Module):
 
     def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the smaller map and where its values were."""
-        return functional.max_pool2d_with_indices(values, 2)
+        return functional.max_pool2d_with_indices(values, [2, 2])
 
 
 class Strided(nn.Sequential):
