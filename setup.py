@@ -11,6 +11,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 LARGEST = 10 * 1024 * 1024  # bytes; larger weights stay behind, their large_files.yml says where they are
 OF_A_BUNDLE = ("LICENSE", "large_files.yml", "configs", "docs", "models")
+EXPORTED = ("*.onnx*", "*.xml*", "*.bin", "*.ts*", "runtimes.json")  # made here by ctseg export, for this machine
 OF_A_SERVER_RUN = {"bin", "lib", "logs", "model"}  # what MONAI Label makes inside the app folder
 
 
@@ -30,6 +31,7 @@ def shipped_files() -> list[Path]:
         if file.is_file()
         and file.stat().st_size <= LARGEST
         and "__pycache__" not in file.parts
+        and not (file.parent.name == "models" and any(file.match(name) for name in EXPORTED))
         and not file.name.startswith((".", "monailabel_"))  # monailabel_train.json is written by a training
     )
 
