@@ -178,14 +178,14 @@ class PresencePredictor:
 
 
 def every_nth_slice(volume: Volume, every_mm: float) -> tuple[Volume, int]:
-    """Return a volume of every n-th slice along the body, at most `every_mm` apart where n is above 1, and n.
+    """Return a volume of every n-th slice along the body, as near to `every_mm` apart as slices lie, and n.
 
     The first slice stays the first one: index k of the result is index n k of the volume.
     """
     from ctseg.pairing import axial_axis
 
     axis = axial_axis(volume.affine)
-    step = max(1, int(every_mm / volume.spacing[axis] + 1e-3))
+    step = max(1, round(every_mm / volume.spacing[axis]))
     if step == 1:
         return volume, 1
     scale = np.ones(4)
