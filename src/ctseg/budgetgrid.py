@@ -126,7 +126,7 @@ def _resampled(slab: NDArray[np.float32], affine: Affine, grid: Grid, along: int
     size = list(grid.shape)
     size[along] = stop - start
     image = MetaTensor(torch.from_numpy(slab)[None], affine=torch.as_tensor(affine))
-    moved = spatial_resample(
+    moved: Any = spatial_resample(
         image,
         dst_affine=torch.as_tensor(_moved(grid.affine, along, start)),
         spatial_size=size,

@@ -11,6 +11,7 @@ import copy
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,17 +103,17 @@ def by_nnunet(predictor: Predictor, ct: Path, out: Path, *, mirroring: bool) -> 
 def _nnunet(predictor: Predictor, ct: Path, mirroring: bool) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it asks for folders that are not needed here
-            from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-            from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+            predicting = import_module("nnunetv2.inference.predict_from_raw_data")
+            planning = import_module("nnunetv2.utilities.plans_handling.plans_handler")
     except ImportError as error:
         raise ConfigError(NEEDS_NNUNET) from error
     plans = nnunet_plans(predictor, grid_spacing(predictor, ct))
     network = TwoClasses(copy.deepcopy(predictor.network))
     with contextlib.redirect_stdout(io.StringIO()):
-        made = nnUNetPredictor(
+        made = predicting.nnUNetPredictor(
             tile_step_size=0.5, use_mirroring=mirroring, device=torch.device(predictor.device), allow_tqdm=False
         )
-        manager = PlansManager(plans)
+        manager = planning.PlansManager(plans)
         configuration = manager.get_configuration("2d")
         made.manual_initialization(
             network, manager, configuration, [network.state_dict()], nnunet_dataset(), "nnUNetTrainer", (0, 1)
@@ -183,7 +184,7 @@ def by_monailabel(predictor: Predictor, ct: Path, out: Path, restored: Callable[
 
     post = Compose(
         [
-            EnsureTyped(keys="image", device=predictor.device),
+            EnsureTyped(keys="image", device=torch.device(predictor.device)),
             Activationsd(keys="pred", softmax=True),
             AsDiscreted(keys="pred", argmax=True),
             restored(keys="pred", ref_image="image"),
@@ -226,7 +227,7 @@ def _by_sliding_window(
             Orientationd(keys="image", axcodes="LPS", labels=None),
             Spacingd(keys="image", pixdim=grid_spacing(predictor, ct), mode="bilinear"),
             ScaleIntensityRanged(keys="image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
-            EnsureTyped(keys="image", device=predictor.device),
+            EnsureTyped(keys="image", device=torch.device(predictor.device)),
         ]
     )
     inferer = SlidingWindowInferer(roi_size=(*(int(size) for size in predictor.value("patch")), 1), **given)

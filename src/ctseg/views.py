@@ -117,7 +117,7 @@ def views_through(
     for _, along, _, _ in PLANES:
         middle = len(areas[along]) - 1 - middles[along] if flipped[along] else middles[along]
         places.append((source_axis[along], middle))
-    views = []
+    views: list[View] = []
     for plane, image, mask in zip(PLANES, _cuts(array, places), _cuts(label_map, places), strict=True):
         name, along, across, down = plane
         pictures = []
@@ -129,5 +129,5 @@ def views_through(
         count = len(areas[along])
         letters = (*EDGES[across], *EDGES[down])
         number = places[len(views)][1] + 1
-        views.append(View(name, *pictures, (spacing[down], spacing[across]), letters, number, count))
+        views.append(View(name, pictures[0], pictures[1], (spacing[down], spacing[across]), letters, number, count))
     return views
