@@ -117,7 +117,7 @@ def prepared(bundle: Path, ct: Path, study: Study | None = None) -> torch.Tensor
 
 
 @pytest.mark.parametrize("code", ["RAS", "LPS", "PSR", "SAR", "IRP"])
-@pytest.mark.parametrize("spacing", [(4.0, 4.2, 1.5), (4.0, 4.2, 8.0)], ids=["thin", "thick"])
+@pytest.mark.parametrize("spacing", [(4.0, 4.2, 1.3), (4.0, 4.2, 8.0)], ids=["thin", "thick"])
 def test_the_mask_lies_where_the_organ_is(
     bundles: Path, tmp_path: Path, code: str, spacing: tuple[float, float, float]
 ) -> None:
@@ -142,7 +142,13 @@ def test_the_mask_lies_where_the_organ_is(
     expected = sitk.Resample(as_itk(organ, affine), grid, sitk.Transform(), sitk.sitkNearestNeighbor)
     found = np.asarray(image[1])
     assert set(np.unique(found)) == {0.0, 1.0}
-    wrong = np.count_nonzero(found != sitk.GetArrayFromImage(expected).T)
+    # Over one field of view some new centres lie on the border of two voxels, and either may be taken there.
+    index = np.stack(np.meshgrid(*(np.arange(size) for size in found.shape), indexing="ij"), axis=-1)
+    matrix = np.linalg.inv(affine) @ np.asarray(image.affine)
+    places = index @ matrix[:3, :3].T + matrix[:3, 3]
+    clear = (np.abs(places - np.floor(places) - 0.5) > 1e-4).all(axis=-1)
+    assert clear.mean() > 0.8
+    wrong = np.count_nonzero((found != sitk.GetArrayFromImage(expected).T) & clear)
     # Beyond the image's border ours holds its outermost half voxel, as ITK does.
     assert wrong <= 0.002 * found.size, f"{wrong} of {found.size} voxels differ"
 

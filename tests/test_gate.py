@@ -238,7 +238,7 @@ def test_a_classifier_along_another_axis_and_one_that_is_none_are_refused(gated:
     ct = write_nifti(tmp_path / "ct.nii.gz", *ct_with_organ((4.0, 4.2, 4.0)))
     item = LoadVolumed("image")({"image": str(ct)})
     step = GateSlicesd("image", PRESENCE, ["second"], bundle_root=gated / SECOND)
-    item["study"] = SimpleNamespace(presence=lambda info: presence(None, [True] * 24, 0))
+    item["study"] = SimpleNamespace(presence=lambda info, every_mm: presence(None, [True] * 24, 0))
     with pytest.raises(GeometryError, match=rf"slices of {PRESENCE} run along axis 0 .* along axis 2"):
         step(item)
     with pytest.raises(BundleError, match=rf"needs {ORGAN} as gate and that is a segmenter, expected a classifier"):

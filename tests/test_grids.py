@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,83 @@ def test_nearest_is_the_voxel_that_holds_the_centre() -> None:
     expected = np.where(inside, labels[tuple(np.clip(index, 0, np.array(labels.shape) - 1).transpose(3, 0, 1, 2))], 0)
     assert inside.any() and not inside.all()
     assert np.array_equal(resample_labels(labels, affine, to, shape, "nearest"), expected)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("steps", [(0.81, 0.71, 1.29), (2.313, 1.937, 3.171)], ids=["finer", "coarser"])
+def test_nearest_by_index_is_what_simpleitk_gives(turn: np.ndarray, steps: tuple[float, ...]) -> None:
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
+    shape, to_shape = (20, 18, 16), (31, 37, 23)
+    affine, to = _target(TURNS[0], (1.5, 1.4, 1.3), shape), _target(turn, steps, to_shape)
+    to[:3, 3] += [1.7, -2.9, 3.3]  # part of the target lies beyond the labels
+    labels = RNG.integers(0, 5, shape).astype(np.uint8)
+
+    def image(array: np.ndarray, place: np.ndarray) -> Any:
+        made = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+        spacing = np.linalg.norm(place[:3, :3], axis=0)
+        made.SetSpacing(spacing.tolist())
+        made.SetDirection((place[:3, :3] / spacing).ravel().tolist())
+        made.SetOrigin(place[:3, 3].tolist())
+        return made
+
+    target = image(np.zeros(to_shape, np.uint8), to)
+    expected = sitk.Resample(image(labels, affine), target, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
+    result = resample_labels(labels, affine, to, to_shape, "nearest")
+    assert result.flags.c_contiguous
+    assert np.array_equal(result, sitk.GetArrayFromImage(expected).T)
+
+
+def test_the_border_lies_where_the_certainty_puts_it() -> None:
+    """Votes +3 and -1: the line from 3 down to -1 passes 0 three quarters of the way, at 1.75."""
+    labels = np.array([1, 1, 0, 0], dtype=np.uint8).reshape(4, 1, 1)
+    votes = np.array([3, 3, 1, 1], dtype=np.uint8).reshape(4, 1, 1)
+    to = np.diag([0.125, 1.0, 1.0, 1.0])
+    result = resample_labels(labels, np.eye(4), to, (25, 1, 1), certainty=votes)[:, 0, 0]
+    assert result.tolist() == [1] * 15 + [0] * 10  # indices 0 to 14 lie at 0 to 1.75
+    plain = resample_labels(labels, np.eye(4), to, (25, 1, 1))[:, 0, 0]
+    assert plain.tolist() == [1] * 13 + [0] * 12  # half way, at 1.5
+
+
+@pytest.mark.parametrize("turn", [TURNS[0], TURNS[4], None])
+def test_equal_certainty_changes_nothing(turn: np.ndarray | None) -> None:
+    shape, to_shape = (14, 13, 12), (23, 27, 19)
+    affine, to = _target(TURNS[0], (1.5, 1.5, 1.5), shape), _target(turn, (0.81, 0.71, 1.29), to_shape)
+    for top in (2, 5):  # one label, and several that share borders
+        labels = np.zeros(shape, dtype=np.uint8)
+        labels[2:12, 0:9, 3:12] = RNG.integers(0, top, (10, 9, 9))
+        plain = resample_labels(labels, affine, to, to_shape)
+        votes = resample_labels(labels, affine, to, to_shape, certainty=np.full(shape, 4, np.uint8))
+        assert (plain != votes).mean() < 5e-4  # a tie may fall either way in the last bit
+
+
+@pytest.mark.parametrize("turn", [TURNS[0], TURNS[4], None])
+def test_a_ball_out_of_thick_slices_has_no_steps_and_stays_in_its_place(turn: np.ndarray | None) -> None:
+    """Slices of 3 mm onto voxels of 1 mm: with distances as certainty a ball comes back as a ball, not as a stair."""
+    shape, to_shape = (50, 48, 26), (66, 64, 68)
+    affine, to = _target(TURNS[0], (1.5, 1.5, 3.0), shape), _target(turn, (1.0, 1.0, 1.0), to_shape)
+    centre, radius = np.array([1.23, -0.57, 0.81]), 25.0
+    depth = radius - np.linalg.norm(_world(affine, shape) - centre, axis=-1)  # mm inside
+    labels, votes = (depth > 0).astype(np.uint8), np.clip(np.abs(depth), 1 / 32, 8)
+    truth = np.linalg.norm(_world(to, to_shape) - centre, axis=-1) <= radius
+    smooth = resample_labels(labels, affine, to, to_shape, certainty=votes) > 0
+    steps = resample_labels(labels, affine, to, to_shape) > 0
+    assert (smooth != truth).sum() < 0.25 * (steps != truth).sum()
+    assert smooth.sum() == pytest.approx(truth.sum(), rel=0.005)
+    found = _world(to, to_shape)[smooth].mean(axis=0)
+    assert np.abs(found - centre).max() < 0.02  # mm
+
+
+def test_several_labels_with_certainty_leave_no_gap_and_meet_where_the_votes_are_even() -> None:
+    labels = np.array([1, 1, 2, 2, 0, 0], dtype=np.uint8).reshape(6, 1, 1)
+    votes = np.array([4, 3, 1, 2, 2, 2], dtype=np.uint8).reshape(6, 1, 1)
+    result = resample_labels(labels, np.eye(4), np.diag([0.125, 1, 1, 1]), (41, 1, 1), certainty=votes)[:, 0, 0]
+    # 1 and 2 meet between 1 and 2 where 3 (1 - t) = t, at 1.75, a tie for the lower code; 2 ends half way, at 3.5.
+    assert result.tolist() == [1] * 15 + [2] * 14 + [0] * 12
+
+
+def test_a_certainty_of_another_shape_is_refused() -> None:
+    with pytest.raises(GeometryError, match=r"their certainty \(2, 2, 2\)"):
+        resample_labels(np.ones((3, 3, 3), np.uint8), np.eye(4), np.eye(4), (3, 3, 3), certainty=np.ones((2, 2, 2)))
 
 
 def test_labels_elsewhere_and_no_labels_give_an_empty_map() -> None:

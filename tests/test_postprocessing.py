@@ -170,6 +170,24 @@ def test_a_threshold_of_probability_is_one_of_logits() -> None:
     assert to_map([[0.2, 0.5, 0.7]], codes=[7], activation="none", thresholds=[0.1]) == [7, 7, 7]
 
 
+def test_certainty_is_how_far_the_logit_is_from_another_label() -> None:
+    """In steps of 1/32, from 1/32 to 255/32: of one logit its size, of several the lead over the next."""
+
+    def certainty(logits: list[list[float]], **options: Any) -> list[int]:
+        item = ToLabelMapd("pred", certainty="sure", **options)({"pred": torch.tensor(logits)})
+        assert item["sure"].dtype == torch.uint8
+        return item["sure"][0].tolist()
+
+    assert certainty([[0.0, 0.5, -0.5, 2.0, -90.0]], codes=[1]) == [1, 16, 16, 64, 255]
+    # A threshold of 0.731 is a logit of 1: 2 is 1 above it, -1 is 2 below.
+    assert certainty([[2.0, -1.0]], codes=[1], thresholds=[1 / (1 + np.exp(-1))]) == [32, 64]
+    assert certainty([[3.0, 0.0], [1.0, 0.25]], codes=[1], activation="softmax") == [64, 8]
+    assert certainty([[3.0, 0.0, 9.0], [1.0, 2.0, 0.0], [2.5, 1.5, 0.0]], codes=[1, 2]) == [16, 16, 255]
+    assert certainty([[-1.0, 2.0], [-2.0, 0.5]], codes=[1, 2], activation="sigmoid") == [32, 64]
+    assert certainty([[3.0], [1.0], [1.0]], codes=[1, 2], thresholds=[0.3, None]) == [32]  # all count alike
+    assert "sure" not in ToLabelMapd("pred", codes=[1])({"pred": torch.zeros(1, 2)})
+
+
 def test_softmax_with_a_threshold_for_one_organ() -> None:
     """Probabilities of background, liver, gallbladder in four voxels."""
     probability = np.array([[0.6, 0.1, 0.3], [0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.1, 0.4, 0.5]]).T

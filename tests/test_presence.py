@@ -229,3 +229,28 @@ def test_answer_of_two_organs_has_two_columns(own: BundleInfo, tmp_path: Path) -
     assert [file.name for file in files] == ["presence.csv", "report.json"]
     assert (tmp_path / "out" / "presence.csv").read_text().splitlines()[2] == "2,1,-97.00,0.9000,1,0.4500,1"
     assert [organ["runs"] for organ in report["presence"]["organs"]] == [[[2, 2]], [[2, 2]]]
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPI", "PSR", "SAR"])
+def test_every_so_many_mm_is_classified_and_what_lies_between_interpolated(tmp_path: Path, code: str) -> None:
+    from helpers_cascade import PRESENCE, TASKS, bright, give_weights, write_task
+    from helpers_phantoms import reoriented, write_nifti
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "second_ct_presence", {**TASKS["second_ct_presence"], "network": bright(True)})
+        give_weights(write_task(tmp_path, "second_ct_presence"))
+    hu = np.full((12, 10, 31), -1000, np.int16)
+    hu[3:8, 2:9] = 40
+    hu[4:7, 4:7, 9:20] = 290
+    array, affine = reoriented(hu, oblique_affine((8.0, 8.4, 1.0)), code)
+    predictor = PresencePredictor(get_bundle(PRESENCE, tmp_path / "bundles"), "cpu")
+    ct = write_nifti(tmp_path / "ct.nii.gz", array, affine)
+    each, some = predictor.predict(ct), predictor.predict(ct, every_mm=3.0)
+    assert some.volume.shape == each.volume.shape and some.axis == each.axis
+    assert np.array_equal(some.positions, np.rint(each.positions)) and len(some.positions) == 31
+    exact = slice(None, None, 3)  # slices 0, 3 ... 30 of the source
+    assert np.allclose(some.probability[exact], each.probability[exact], atol=1e-6)
+    between = some.probability[:-1:3] * 2 / 3 + some.probability[3::3] / 3
+    assert np.allclose(some.probability[1::3], between, atol=1e-6)
+    assert abs(int(some.present.sum()) - 11) <= 2  # at most a slice at each end
+    assert np.array_equal(predictor.predict(ct, every_mm=0.7).probability, each.probability)

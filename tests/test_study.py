@@ -103,3 +103,42 @@ def test_opening_takes_the_callers_study_or_makes_one() -> None:
     item = OpenStudyd(device="cpu")({"image": volume, "case_id": "x"})
     assert item["study"].volume is volume and item["image"] is volume and item["case_id"] == "x"
     assert isinstance(item["image"].array, np.ndarray)
+
+
+def test_another_runtime_runs_the_network_in_its_place(tmp_path: Path) -> None:
+    import torch
+    from helpers_cascade import ORGAN, give_weights, phantom_ct, write_task
+    from helpers_phantoms import oblique_affine, write_nifti
+
+    give_weights(write_task(tmp_path, "organ_ct"))
+    ct = write_nifti(tmp_path / "ct.nii.gz", phantom_ct(), oblique_affine((4.0, 4.2, 5.0)))
+    asked: list[tuple[str, str]] = []
+
+    def runtime(bundle: Any, network: torch.nn.Module, device: str) -> Any:
+        asked.append((bundle.name, device))
+        return lambda images: -network(images)
+
+    plain = Study(ct, Predictors("cpu", tmp_path / "bundles")).prediction(ORGAN)
+    other = Study(ct, Predictors("cpu", tmp_path / "bundles", runtime=runtime)).prediction(ORGAN)
+    assert asked == [(ORGAN, "cpu")]
+    assert not np.array_equal(plain.label_map, other.label_map)
+
+
+def test_threads_are_set_and_cores_left_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from ctseg.devices import use_threads
+    from ctseg.errors import DeviceError
+
+    now = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+        for wanted, threads in ((1, 1), (2, 2), (-1, 3), (-9, 1)):
+            use_threads(wanted)
+            assert torch.get_num_threads() == threads
+        use_threads(None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(now)
+    with pytest.raises(DeviceError, match="0 threads were asked for"):
+        use_threads(0)

@@ -111,6 +111,24 @@ def test_there_and_back_is_where_it_was(tmp_path: Path, code: str) -> None:
     assert np.abs(shift).max() < 0.05
 
 
+def test_certainty_places_the_border_on_smaller_voxels_and_is_left_alone_on_larger_ones(tmp_path: Path) -> None:
+    """Logits 3 and -1 two mm apart: the border lies 1.5 mm behind the first, and half way without certainty."""
+    found = []
+    for size in (0.25, 4.0):
+        voxels = np.arange(160, dtype=np.int16).reshape(40, 2, 2) - 100
+        path = write_nifti(tmp_path / f"{size}.nii.gz", voxels, np.diag([size, 2.0, 2.0, 1.0]))
+        item = LoadVolumed("image")({"image": str(path)})
+        meta = {**item["image"].meta, "affine": torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64))}
+        logits = torch.full((1, 5, 2, 2), -1.0)
+        logits[:, :2] = 3.0
+        item["image"] = MetaTensor(torch.zeros_like(logits), meta=meta)
+        item["pred"] = MetaTensor(logits, meta=meta)
+        done = RestoreGridd("pred")(ToLabelMapd("pred", codes=[1], certainty="certainty")(item))
+        assert "certainty" not in done
+        found.append(int(done["pred"][0, :, 0, 0].sum()))
+    assert found == [15, 1]  # 0 to 3.5 mm in steps of 0.25; of 0, 4, 8 mm the first
+
+
 def test_a_lost_place_is_noticed(tmp_path: Path) -> None:
     item = LoadVolumed("image")(labelled(tmp_path, oblique_affine()))
     item["pred"] = torch.zeros(1, 4, 4, 2, dtype=torch.uint8)

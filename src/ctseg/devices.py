@@ -35,6 +35,30 @@ def inference_device(name: str = "auto") -> str:
     return f"cuda:{index}"
 
 
+def use_threads(wanted: int | None) -> None:
+    """Let the work on the CPU use so many threads from now on.
+
+    Args:
+        wanted: how many; a negative number leaves so many of the cores that this process may use free, but one thread
+            there always is; None leaves things as they are.
+
+    Raises:
+        DeviceError: for 0.
+    """
+    if wanted is None:
+        return
+    if wanted == 0:
+        raise DeviceError(
+            "0 threads were asked for: expected at least 1, or -1 to leave one core free; leave it out to use all."
+        )
+    import os
+
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(wanted if wanted > 0 else max(1, cores + wanted))
+
+
 def spread_device(name: str, slot: int, gpus: int) -> str:
     """Return the device of one of several workers: "auto" and "cuda" go round over the GPUs, others stay as they are.
 

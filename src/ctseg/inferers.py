@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 
 from ctseg.errors import ConfigError
+from ctseg.regions import Found, Region, touches_edge
 
 Network = Callable[..., torch.Tensor]
 
@@ -41,16 +42,22 @@ class SlicewiseInferer(Inferer):
     Where the volume's meta has `run_slices` (`ctseg.transforms.GateSlicesd`), these slices are run, and no others. The
     result's meta tells `slices_run` and `slices`.
 
+    With a `region` only pieces of some size count for the probes, and the slices between them are run in a box around
+    these pieces. A slice whose mask comes to an edge of the box is run again, whole, so that the box never cuts it.
+
     Args:
         batch_size: slices in one forward pass.
         probe: distance of the probes in slices; 1 runs every slice at once.
         margin: slices that are run beyond the empty probes.
+        region: values of `ctseg.regions.Region`; None lets every piece count and runs whole slices.
 
     Raises:
-        ConfigError: for a `batch_size` or `probe` below 1, or a negative `margin`.
+        ConfigError: for a `batch_size` or `probe` below 1, a negative `margin`, or as `Region`.
     """
 
-    def __init__(self, batch_size: int = 8, probe: int = 1, margin: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 8, probe: int = 1, margin: int = 0, region: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         if batch_size < 1 or probe < 1 or margin < 0:
             raise ConfigError(
@@ -60,12 +67,13 @@ class SlicewiseInferer(Inferer):
         self.batch_size = batch_size
         self.probe = probe
         self.margin = margin
+        self.region = Region(**(region or {}))
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return logits of shape (1, K, I, J, S) for a volume of shape (1, C, I, J, S), on its device, float32.
 
-        Slices that were not run hold the logits of certain background: the lowest for a single class, else the lowest
-        for each class but the first.
+        What was not run holds the logits of certain background: the lowest for a single class, else the lowest for
+        each class but the first.
 
         Raises:
             ConfigError: for a batch of several volumes, or fewer axes.
@@ -74,67 +82,112 @@ class SlicewiseInferer(Inferer):
             raise ConfigError(f"SlicewiseInferer got a tensor {tuple(inputs.shape)}: expected (1, C, I, J, S).")
         volume = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         opened = inputs.meta.get("run_slices") if isinstance(inputs, MetaTensor) else None
+        run = _Run(volume[0], network, self.batch_size)
         if opened is None:
-            logits, run = self._probed(volume[0], network)
+            self._probed(run, list(range(volume.shape[-1])), widen=True)
         else:
-            logits, run = self._gated(volume[0], network, torch.as_tensor(opened).ravel())
-        result: torch.Tensor = convert_to_dst_type(logits[None], inputs)[0]
+            self._gated(run, torch.as_tensor(opened).ravel())
+        if run.logits is None:
+            raise ConfigError("SlicewiseInferer got a volume without slices.")
+        result: torch.Tensor = convert_to_dst_type(run.logits[None], inputs)[0]
         if isinstance(result, MetaTensor):
-            result.meta.update(slices_run=run, slices=volume.shape[-1])
+            result.meta.update(slices_run=len(run.done), slices=volume.shape[-1])
         return result
 
-    def _probed(self, volume: torch.Tensor, network: Network) -> tuple[torch.Tensor, int]:
-        """Run the slices around what the probes find; return all logits and how many slices were run."""
-        count = volume.shape[-1]
-        probes = sorted({*range(0, count, self.probe), count - 1})
-        logits, found = self._run(volume, network, probes, None)
-        if len(probes) == count:
-            return logits, count
-        first, last = self._range(found, count)
-        rest = [index for index in range(first, last + 1) if index not in found]
-        logits, _ = self._run(volume, network, rest, logits)
-        return logits, len(probes) + len(rest)
+    def _probed(self, run: _Run, slices: list[int], widen: bool) -> None:
+        """Run the slices around what the probes find.
 
-    def _gated(self, volume: torch.Tensor, network: Network, opened: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Run the open slices; return all logits and how many slices were run."""
-        if len(opened) != volume.shape[-1]:
+        Args:
+            slices: those that may be run, ascending.
+            widen: leave out what lies beyond the empty probes; else all of them are run.
+        """
+        probes = sorted({*slices[:: self.probe], slices[-1]})
+        run.whole(probes)
+        rest = [index for index in slices if index not in run.done]
+        found = self.region.find(run.masks) if rest else Found()
+        if widen and found.slices:
+            below = max((index for index in probes if index < found.slices[0]), default=slices[0])
+            above = min((index for index in probes if index > found.slices[-1]), default=slices[-1])
+            rest = [index for index in rest if below - self.margin <= index <= above + self.margin]
+        if found.slices:
+            run.part(rest, self.region.box(found, run.volume.shape[1:3]))
+        else:
+            run.whole(rest)
+
+    def _gated(self, run: _Run, opened: torch.Tensor) -> None:
+        """Run the open slices."""
+        count = run.volume.shape[-1]
+        if len(opened) != count:
             raise ConfigError(
-                f"SlicewiseInferer got {volume.shape[-1]} slices and a gate for {len(opened)}: expected one grid; "
+                f"SlicewiseInferer got {count} slices and a gate for {len(opened)}: expected one grid; "
                 "no step between GateSlicesd and the network may change the slices."
             )
         indices = torch.nonzero(opened)[:, 0].tolist()
-        if indices:
-            return self._run(volume, network, indices, None)[0], len(indices)
-        # How many channels the network answers with, only it can tell.
-        logits, _ = self._run(volume, network, [0], None)
-        return _background(logits.permute(3, 0, 1, 2), volume), 0
+        if not indices:  # how many channels the network answers with, only it can tell
+            run.whole([0])
+            run.forget()
+        elif self.region.margin_px is None:
+            run.whole(indices)
+        else:
+            self._probed(run, indices, widen=False)
 
-    def _range(self, found: dict[int, bool], count: int) -> tuple[int, int]:
-        """The slices to run, first and last, by what the probes found."""
-        hits = [index for index, hit in found.items() if hit]
-        if not hits:
-            return 0, count - 1
-        below = max((index for index in found if index < min(hits)), default=0)
-        above = min((index for index in found if index > max(hits)), default=count - 1)
-        return max(0, below - self.margin), min(count - 1, above + self.margin)
 
-    def _run(
-        self, volume: torch.Tensor, network: Network, indices: list[int], logits: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[int, bool]]:
-        """Run some slices of a (C, I, J, S) volume; return all logits (K, I, J, S) and which slices hold a class."""
-        found: dict[int, bool] = {}
-        for batch in _batches(indices, self.batch_size):
-            slices = volume[..., batch].permute(3, 0, 1, 2).contiguous(memory_format=torch.channels_last)
-            with half_on_cpu(slices):
-                predicted = network(slices).float()
-            if logits is None:
-                logits = _background(predicted, volume)
-            logits[..., batch] = predicted.permute(1, 2, 3, 0)
-            present = (predicted > 0).flatten(1) if predicted.shape[1] == 1 else (predicted.argmax(1) > 0).flatten(1)
-            found.update(zip(batch, present.any(1).tolist(), strict=True))
-        if logits is None:
-            raise ConfigError("SlicewiseInferer got a volume without slices.")
-        return logits, found
+class _Run:
+    """One volume on its way through a network: all logits so far, and what was found on which slice.
+
+    Attributes:
+        volume: (C, I, J, S).
+        logits: (K, I, J, S) float32, certain background where nothing was run; None before the first slice.
+        done: the slices that were run.
+        masks: slice -> (L, I, J) bool, one for each class, of the slices that were run whole.
+    """
+
+    def __init__(self, volume: torch.Tensor, network: Network, batch_size: int) -> None:
+        self.volume, self._network, self._batch_size = volume, network, batch_size
+        self.logits: torch.Tensor | None = None
+        self.done: set[int] = set()
+        self.masks: dict[int, torch.Tensor] = {}
+
+    def whole(self, indices: list[int]) -> None:
+        """Run whole slices."""
+        size = self.volume.shape[1:3]
+        for batch in _batches(indices, self._batch_size):
+            predicted = self._predicted(batch, (slice(0, size[0]), slice(0, size[1])))
+            self.masks.update(zip(batch, _classes(predicted), strict=True))
+
+    def part(self, indices: list[int], box: tuple[slice, slice]) -> None:
+        """Run a part of slices, and those again whose mask comes to an inner edge of it."""
+        size, again = self.volume.shape[1:3], []
+        for batch in _batches(indices, self._batch_size):
+            masks = _classes(self._predicted(batch, box)).any(dim=1)
+            again += [index for index, cut in zip(batch, touches_edge(masks, box, size).tolist(), strict=True) if cut]
+        self.whole(again)
+
+    def forget(self) -> None:
+        """Make all background again, as if nothing had been run."""
+        if self.logits is not None:
+            self.logits = _background(self.logits.permute(3, 0, 1, 2), self.volume)
+        self.done.clear()
+
+    def _predicted(self, batch: list[int], box: tuple[slice, slice]) -> torch.Tensor:
+        """Run one batch, note its logits, and return them: (B, K, I', J')."""
+        chosen = self.volume[:, box[0], box[1]][..., batch]
+        slices = chosen.permute(3, 0, 1, 2).contiguous(memory_format=torch.channels_last)
+        with half_on_cpu(slices):
+            predicted = self._network(slices).float()
+        if self.logits is None:
+            self.logits = _background(predicted, self.volume)
+        self.logits[:, box[0], box[1]][..., batch] = predicted.permute(1, 2, 3, 0)
+        self.done.update(batch)
+        return predicted
+
+
+def _classes(logits: torch.Tensor) -> torch.Tensor:
+    """Return (B, L, I, J): where each class is, of logits (B, K, I, J) of one class, or of background and classes."""
+    if logits.shape[1] == 1:
+        return logits > 0
+    best = logits.argmax(dim=1, keepdim=True)
+    return best == torch.arange(1, logits.shape[1], device=logits.device)[:, None, None]
 
 
 def _batches(indices: list[int], size: int) -> Iterator[list[int]]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 Seen = TypeVar("Seen")
+# Another way to run a bundle's network (an exported one, say): gets the bundle, the network with its weights and the
+# device, and returns what takes a tensor (B, C, ...) and answers with logits (B, K, ...) as the network does.
+Runtime = Callable[[BundleInfo, "nn.Module", str], "Callable[[torch.Tensor], torch.Tensor]"]
 
 
 class StudyLike(Protocol):
@@ -98,6 +101,7 @@ class Predictor:
         bundle: a bundle that is ready: trained, or in need of no weights, and so are those that it needs.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         overrides: values in place of those in the bundle's `inference.json`, e.g. `{"gate": None}`.
+        runtime: runs the network in another way; None runs it with torch.
 
     Raises:
         BundleError: when the bundle or one that it needs is untrained, its weights are not the ones it names or do not
@@ -105,7 +109,13 @@ class Predictor:
         DeviceError: when the device is not there.
     """
 
-    def __init__(self, bundle: BundleInfo, device: str = "auto", overrides: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: BundleInfo,
+        device: str = "auto",
+        overrides: Mapping[str, Any] | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
         from monai.bundle import ConfigParser
 
         from ctseg.weights import load_weights
@@ -128,6 +138,7 @@ class Predictor:
         self._network = self._part(parser, "network").eval()
         if weights is not None:
             load_weights(self._network, weights)
+        self._other = None if runtime is None else runtime(bundle, self._network, self.device)
         self._calibrations = calibrations_of(bundle.quality, bundle.name)
         # One study at a time: two requests must neither mix nor hold two volumes' features at once.
         self._lock = threading.Lock()
@@ -205,7 +216,7 @@ class Predictor:
 
         def run(image: torch.Tensor) -> torch.Tensor:
             with self._lock:
-                logits: torch.Tensor = self._inferer(image, self._network)
+                logits: torch.Tensor = self._inferer(image, self._other or self._network)
             return logits
 
         with torch.inference_mode(), _sentences():
@@ -240,7 +251,7 @@ class Predictor:
                 batch = item["image"][None].to(as_device(self.device))
             _tell_apart(seconds, item["image"].meta.pop(WAITED, {}))
             with _stage("network", seconds, progress):
-                item["pred"] = self._inferer(batch, self._network)[0]
+                item["pred"] = self._inferer(batch, self._other or self._network)[0]
                 del batch
             told = getattr(item["pred"], "meta", {})  # which the way back to the source's grid drops
             item["slices_run"] = {key: told.get(key) for key in ("slices_run", "slices")}

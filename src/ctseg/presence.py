@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import BundleError, ConfigError
+from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo
 from ctseg.slicepositions import slice_positions
 from ctseg.volume import Volume
@@ -125,31 +127,67 @@ class PresencePredictor:
         self.device = self._predictor.device
         self.threshold = checked_threshold(self._predictor.value("threshold") if threshold is None else threshold)
 
-    def predict(self, source: str | Path | Volume, progress: Callable[[str], None] | None = None) -> SlicePresence:
+    def predict(
+        self,
+        source: str | Path | Volume,
+        progress: Callable[[str], None] | None = None,
+        every_mm: float | None = None,
+    ) -> SlicePresence:
         """Say of each slice of one study whether each organ is on it.
 
         Args:
             source: a path that `ctseg.reading.read_volume` takes, or a volume read already.
             progress: called with the name of each stage when it begins.
+            every_mm: run the network only on slices about so far apart, and interpolate the probability between them;
+                None runs every slice.
 
         Raises:
             CtsegError: for input that cannot be used; see `read_volume`.
         """
+        step, whole = 1, None
+        if every_mm is not None:
+            whole = source if isinstance(source, Volume) else read_volume(source, modality=self.bundle.modality)
+            source, step = every_nth_slice(whole, every_mm)
         volume, item, seconds = self._predictor.answer(source, progress)
         probability = np.asarray(item["pred"].cpu(), dtype=np.float32).T  # (L, S) -> (S, L)
         axis, positions = slice_positions(item["image"])
         order = np.argsort(positions, kind="stable")
+        probability, positions = probability[order], positions[order] * step
+        if whole is not None and step > 1:
+            volume, asked = whole, np.arange(whole.shape[axis], dtype=np.float64)
+            columns = [np.interp(asked, positions, column) for column in probability.T]
+            probability, positions = np.stack(columns, axis=1).astype(np.float32), asked
         return SlicePresence(
             volume=volume,
             labels=tuple(self.bundle.labels),
-            probability=probability[order],
-            positions=positions[order],
+            probability=probability,
+            positions=positions,
             axis=axis,
             threshold=self.threshold,
             seconds=seconds,
             device=self.device,
             bundle=self.bundle,
         )
+
+
+def every_nth_slice(volume: Volume, every_mm: float) -> tuple[Volume, int]:
+    """Return a volume of every n-th slice along the body, as near to `every_mm` apart as slices lie, and n.
+
+    The first slice stays the first one: index k of the result is index n k of the volume.
+    """
+    from ctseg.pairing import axial_axis
+
+    axis = axial_axis(volume.affine)
+    step = max(1, round(every_mm / volume.spacing[axis]))
+    if step == 1:
+        return volume, 1
+    scale = np.ones(4)
+    scale[axis] = step
+    chosen = tuple(slice(None, None, step if other == axis else 1) for other in range(3))
+    thin = dataclasses.replace(
+        volume, array=volume.array[chosen], affine=volume.affine * scale, source_affine=volume.source_affine * scale
+    )
+    return thin, step
 
 
 def checked_threshold(value: Any) -> float:

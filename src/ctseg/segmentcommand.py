@@ -14,6 +14,7 @@ from typing import Any
 from ctseg import cohortcommand, labelcodes
 from ctseg.budget import gib, memory_size, peak_memory
 from ctseg.dependencies import check_dependencies
+from ctseg.devices import use_threads
 from ctseg.errors import ConfigError, InputError
 from ctseg.meshes import FACES, faces_wanted
 from ctseg.organchoice import default_task, select
@@ -57,6 +58,12 @@ def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no device; expected auto, cpu, cuda or cuda:0, cuda:1, ...")
     return text
+
+
+def _threads(text: str) -> int:
+    if not re.fullmatch(r"-?\d+", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; expected 1 or more, or -1 and below")
+    return int(text)
 
 
 def _kinds(text: str) -> tuple[str, ...]:
@@ -115,6 +122,12 @@ def add_command(commands: Any) -> None:
         type=_device,
         default="auto",
         help="auto, cpu, cuda or cuda:N (default: auto, a GPU when it is there)",
+    )
+    segment.add_argument(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="how many threads the CPU's work may use; -1 leaves one core free (default: all cores)",
     )
     segment.add_argument(
         "--output",
@@ -195,6 +208,8 @@ def _segment(arguments: argparse.Namespace) -> None:
 
 def _segment_many(arguments: argparse.Namespace) -> None:
     """Every study below a folder: see `ctseg.cohort`."""
+    if arguments.threads is not None:
+        raise ConfigError("--threads is for one study: over a folder the workers share the cores; choose --workers")
     if arguments.task is not None and arguments.organs is None and (info := get_bundle(arguments.task)).classifies:
         _check_makes_masks(info, arguments)
         cohortcommand.run(arguments, (info,), _wanted_kinds(arguments.output, info), say)
@@ -215,6 +230,7 @@ def _import_monai(arguments: argparse.Namespace) -> float:
         from ctseg.lean import import_monai
 
         import_monai()
+    use_threads(arguments.threads)
     return time.perf_counter() - started
 
 

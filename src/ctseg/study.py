@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ctseg.errors import BundleError, InputError
 from ctseg.reading import read_volume
@@ -16,7 +16,7 @@ from ctseg.registry import BundleInfo, fingerprint, get_bundle
 from ctseg.volume import Volume
 
 if TYPE_CHECKING:
-    from ctseg.prediction import Prediction, Predictor
+    from ctseg.prediction import Prediction, Predictor, Runtime
     from ctseg.presence import PresencePredictor, SlicePresence
 
 Made = TypeVar("Made")
@@ -51,11 +51,13 @@ class Predictors:
     Args:
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         root: folder of the bundles that names are looked up in; None takes the shipped ones.
+        runtime: runs the segmenters' networks in another way (`ctseg.prediction.Runtime`); None runs them with torch.
     """
 
-    def __init__(self, device: str = "auto", root: Path | None = None) -> None:
+    def __init__(self, device: str = "auto", root: Path | None = None, runtime: Runtime | None = None) -> None:
         self.device = device
         self.root = root
+        self.runtime = runtime
         self._segmenters: _Once[Predictor] = _Once()
         self._classifiers: _Once[PresencePredictor] = _Once()
 
@@ -82,7 +84,8 @@ class Predictors:
             )
         from ctseg.prediction import Predictor
 
-        return self._segmenters.get(info.path, lambda: Predictor(info, self.device), fingerprint(info))
+        options = {} if self.runtime is None else {"runtime": self.runtime}
+        return self._segmenters.get(info.path, lambda: Predictor(info, self.device, **options), fingerprint(info))
 
     def classifier(self, name: Bundle) -> PresencePredictor:
         """Return the loaded network of a bundle that says on which slices an organ is.
@@ -125,6 +128,7 @@ class Study:
         self._volume: _Once[Volume] = _Once()
         self._predictions: _Once[Prediction] = _Once()
         self._presences: _Once[SlicePresence] = _Once()
+        self._prepared: _Once[Any] = _Once()
 
     @property
     def volume(self) -> Volume:
@@ -157,12 +161,23 @@ class Study:
         predictor = self.predictors.segmenter(info)
         return self._predictions.get(info.path, lambda: predictor.predict(self, progress))
 
-    def presence(self, bundle_name: Bundle) -> SlicePresence:
+    def prepared(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return the image as a step of preprocessing leaves it, made when first asked for under this key.
+
+        What is returned is shared: whoever wants to write makes a copy.
+        """
+        return self._prepared.get(key, make)
+
+    def presence(self, bundle_name: Bundle, every_mm: float | None = None) -> SlicePresence:
         """Return a classifier's result on this study, slice by slice.
+
+        Args:
+            bundle_name: as for `prediction`.
+            every_mm: as for `ctseg.presence.PresencePredictor.predict`.
 
         Raises:
             CtsegError: for input or a bundle that cannot be used.
         """
         info = self.predictors.bundle(bundle_name)
         classifier = self.predictors.classifier(info)
-        return self._presences.get(info.path, lambda: classifier.predict(self.volume))
+        return self._presences.get((info.path, every_mm), lambda: classifier.predict(self.volume, every_mm=every_mm))

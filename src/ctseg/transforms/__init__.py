@@ -13,6 +13,7 @@ from ctseg.transforms.pixels import PixelSpacingd
 from ctseg.transforms.presence import RandSlicesd, SavePresenced, ToPresenced, ToProbabilityd
 from ctseg.transforms.restoring import RestoreGridd, SaveMaskd
 from ctseg.transforms.sectors import CropSectord
+from ctseg.transforms.spacing import ToGridd
 from ctseg.transforms.turning import ApplyItkTransformd
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "SavePresenced",
     "SplitOrgansd",
     "StraightenHeadd",
+    "ToGridd",
     "ToLabelMapd",
     "ToPresenced",
     "ToProbabilityd",

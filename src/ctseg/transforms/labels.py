@@ -133,6 +133,9 @@ class ToLabelMapd(MapTransform):
             each by itself, C = classes; "none": probabilities of the classes, C = classes. None takes "sigmoid" for one
             class, else "softmax".
         thresholds: of probability, one for each class, above 0 and below 1; None in place of one, or of all, as above.
+        certainty: under this name the item gets how sure the network is of each voxel's label, (1, ...) uint8, for
+            `RestoreGridd`: how far its logit is from what would have changed the label, in steps of 1/32 from 1/32 up
+            to 8; for "softmax" with thresholds all voxels count alike. None leaves it out.
 
     Raises:
         ConfigError: for an unknown activation or a threshold that cannot work, or channels that do not fit the codes.
@@ -145,12 +148,14 @@ class ToLabelMapd(MapTransform):
         codes: Sequence[int],
         activation: str | None = None,
         thresholds: Sequence[float | None] | None = None,
+        certainty: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.codes = [int(code) for code in codes]
         self.activation = activation or ("sigmoid" if len(self.codes) == 1 else "softmax")
         self.thresholds = list(thresholds) if thresholds is not None else [None] * len(self.codes)
+        self.certainty = certainty
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"The activation {activation!r} is not known: expected one of {', '.join(ACTIVATIONS)}.")
         if len(self.thresholds) != len(self.codes):
@@ -165,8 +170,31 @@ class ToLabelMapd(MapTransform):
         """Return the item with label maps of shape (1, ...), uint8, that keep their place (`MetaTensor`)."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = self._label_map(item[key])
+            output = item[key]
+            item[key] = self._label_map(output)
+            if self.certainty is not None:
+                item[self.certainty] = self._certainty(output.as_tensor() if isinstance(output, MetaTensor) else output)
         return item
+
+    def _certainty(self, plain: torch.Tensor) -> torch.Tensor:
+        """Distance of each voxel's logits from the next label's, (1, ...) uint8."""
+        if self.activation == "softmax":
+            if any(threshold is not None for threshold in self.thresholds):
+                return torch.full((1, *plain.shape[1:]), 32, dtype=torch.uint8, device=plain.device)
+            if plain.shape[0] == 2:
+                distance = (plain[1:].float() - plain[:1].float()).abs()
+            else:
+                first, second = plain.float().topk(2, dim=0).values
+                distance = (first - second)[None]
+        else:
+            if self.activation == "none":
+                plain = plain.float().logit(eps=1e-6)
+            levels = [math.log(t / (1 - t)) for t in (0.5 if t is None else t for t in self.thresholds)]
+            distance = plain[:1].float() - levels[0]
+            for channel, level in zip(plain[1:], levels[1:], strict=True):
+                distance = torch.maximum(distance, channel[None].float() - level)
+            distance = distance.abs_()
+        return distance.clamp_(1 / 32, 255 / 32).mul_(32).round_().to(torch.uint8)
 
     def _label_map(self, output: torch.Tensor) -> torch.Tensor:
         channels, background = output.shape[0], self.activation == "softmax"

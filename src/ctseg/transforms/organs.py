@@ -63,15 +63,17 @@ class AddOrgansd(MapTransform):
         if not self.organs:
             return item
         waited: dict[str, float] = {}
-        if masks is None:
-            masks = [self._computed(organ, item, waited) for organ in self.organs]
+        maps = [(np.asarray(mask), None) for mask in masks] if masks is not None else None
+        if maps is None:
+            maps = [self._computed(organ, item, waited) for organ in self.organs]
         for key in self.key_iterator(item):
             image = item[key]
             source = np.asarray(image.meta["original_affine"], dtype=np.float64)
             here = np.asarray(image.affine, dtype=np.float64)
-            channels = [
-                resample_labels(np.asarray(mask), source, here, image.shape[1:], order="nearest") for mask in masks
-            ]
+            channels = []
+            for labels, code in maps:
+                there = resample_labels(labels, source, here, image.shape[1:], order="nearest")
+                channels.append(there if code is None else (there == code).astype(np.uint8))
             added = torch.from_numpy(np.stack(channels)).to(image.device, torch.float32)
             joined = torch.cat([image.as_tensor().to(torch.float32), added])
             item[key] = MetaTensor(joined, meta={**image.meta, **({WAITED: waited} if waited else {})})
@@ -95,8 +97,10 @@ class AddOrgansd(MapTransform):
             )
         return found
 
-    def _computed(self, organ: str, item: Mapping[Hashable, Any], waited: dict[str, float]) -> np.ndarray:
-        """A mask (I, J, K) on the source's grid, by the organ's own bundle."""
+    def _computed(
+        self, organ: str, item: Mapping[Hashable, Any], waited: dict[str, float]
+    ) -> tuple[np.ndarray, int | None]:
+        """A label map (I, J, K) on the source's grid, by the organ's own bundle, and the organ's code in it."""
         if organ not in self.bundles:
             raise ConfigError(
                 f"The input organ {organ!r} has no bundle that segments it: expected one in organ_bundles, which names "
@@ -106,8 +110,7 @@ class AddOrgansd(MapTransform):
         start = time.perf_counter()
         found = item["study"].prediction(info)
         waited[info.name] = waited.get(info.name, 0.0) + time.perf_counter() - start
-        mask: np.ndarray = (found.label_map == info.labels[organ]).astype(np.uint8)
-        return mask
+        return found.label_map, info.labels[organ]
 
 
 class SplitOrgansd(MapTransform):
@@ -144,9 +147,10 @@ class GateSlicesd(MapTransform):
         margin_mm: see `ctseg.gate.Gate`, as the next two.
         gap_mm: see there.
         min_slices: see there.
+        every_mm: distance of the slices that are classified, in mm; None classifies each of the CT's own.
 
     Raises:
-        ConfigError: as `Gate`.
+        ConfigError: as `Gate`, or an `every_mm` that is not above 0.
         BundleError: the bundle is missing, untrained, no classifier or does not know an organ.
         GeometryError: the classifier's slices run along another axis of the source.
     """
@@ -160,6 +164,7 @@ class GateSlicesd(MapTransform):
         margin_mm: float = Gate.margin_mm,
         gap_mm: float = Gate.gap_mm,
         min_slices: int = Gate.min_slices,
+        every_mm: float | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -167,6 +172,11 @@ class GateSlicesd(MapTransform):
         self.labels = tuple(labels)
         self.bundle_root = Path(bundle_root)
         self.rule = Gate(margin_mm, gap_mm, min_slices)
+        self.every_mm = every_mm
+        if every_mm is not None and not every_mm > 0:
+            raise ConfigError(
+                f"the gate got every_mm {every_mm}: expected mm above 0, or null; correct the task's gate_every_mm"
+            )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item; the image's meta has `run_slices`, (S,) bool, where there is a gate."""
@@ -175,7 +185,7 @@ class GateSlicesd(MapTransform):
             return item
         info = needed(Dependency(self.gate, GATE, self.labels), self.bundle_root)
         start = time.perf_counter()
-        found = item["study"].presence(info)
+        found = item["study"].presence(info, self.every_mm)
         waited = time.perf_counter() - start
         columns = [found.labels.index(label) for label in self.labels]
         present = found.present[:, columns].any(axis=1)

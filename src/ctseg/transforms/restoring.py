@@ -15,6 +15,7 @@ from monai.transforms import MapTransform
 from ctseg.cases import case_name
 from ctseg.errors import GeometryError
 from ctseg.transforms.loading import to_volume
+from ctseg.volume import Volume
 
 
 class RestoreGridd(MapTransform):
@@ -26,30 +27,42 @@ class RestoreGridd(MapTransform):
     Args:
         keys: label maps of shape (1, I', J', K') with a place (`MetaTensor`).
         like: the preprocessed image, on the same grid, whose meta tells the source's grid.
+        certainty: the item that says how sure each voxel is (`ToLabelMapd`), on the same grid; it is taken out. Where
+            there is none, all voxels count alike, and so they do where the source's voxels are no smaller than the
+            network's: then there is nothing to place between two voxels.
 
     Raises:
         GeometryError: when the label map has lost its place or does not lie on the preprocessed image's grid.
     """
 
-    def __init__(self, keys: KeysCollection, like: str = "image", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        like: str = "image",
+        certainty: str = "certainty",
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.like = like
+        self.certainty = certainty
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with uint8 label maps of shape (1, I, J, K) on the source's grid."""
-        from ctseg.grids import resample_labels
+        from ctseg.gridslabs import resample_labels_lean
 
         item = dict(data)
         image = item[self.like]
+        certainty = item.pop(self.certainty, None)
         for key in self.key_iterator(item):
             labels = item[key]
             self._check(labels, image, str(key))
             source = to_volume(image.meta)
-            restored = resample_labels(
+            restored = resample_labels_lean(
                 np.asarray(labels[0].cpu()),
                 from_affine=np.asarray(labels.affine, dtype=np.float64),
                 to_affine=source.affine,
                 to_shape=source.shape,
+                certainty=None if certainty is None or not _finer(source, labels) else np.asarray(certainty[0].cpu()),
             )
             meta = {**image.meta, "affine": torch.as_tensor(source.affine)}
             item[key] = MetaTensor(torch.from_numpy(restored)[None], meta=meta)
@@ -67,6 +80,12 @@ class RestoreGridd(MapTransform):
                 f"The label map {key!r} of grid {tuple(labels.shape[1:])} does not lie on the preprocessed image's "
                 f"grid {tuple(image.shape[1:])}: a step between the network and RestoreGridd moved it; mend that step."
             )
+
+
+def _finer(source: Volume, labels: MetaTensor) -> bool:
+    """Whether the source's voxels are smaller than those of the network's grid, beyond the noise of a header."""
+    one, other = (abs(np.linalg.det(np.asarray(a, dtype=np.float64)[:3, :3])) for a in (source.affine, labels.affine))
+    return bool(one < 0.999 * other)
 
 
 class SaveMaskd(MapTransform):
