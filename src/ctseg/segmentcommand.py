@@ -187,6 +187,7 @@ def _segment(arguments: argparse.Namespace) -> None:
 
     say(f"loading {', '.join(f'{info.name} {info.version}' for info in selection.bundles)}")
     imported = _import_monai(arguments)  # seconds, so after every cheap refusal
+    use_threads(arguments.threads)
     from ctseg.api import segment_volume
 
     prediction = segment_volume(
@@ -230,7 +231,6 @@ def _import_monai(arguments: argparse.Namespace) -> float:
         from ctseg.lean import import_monai
 
         import_monai()
-    use_threads(arguments.threads)
     return time.perf_counter() - started
 
 
@@ -259,6 +259,7 @@ def _classify(bundle: BundleInfo, arguments: argparse.Namespace) -> None:
     say(f"loading {bundle.name} {bundle.version}")
     started = time.perf_counter()
     _import_monai(arguments)
+    use_threads(arguments.threads)
     from ctseg.presence import PresencePredictor
 
     predictor = PresencePredictor(bundle, arguments.device)

@@ -84,7 +84,7 @@ class Predictors:
             )
         from ctseg.prediction import Predictor
 
-        options = {} if self.runtime is None else {"runtime": self.runtime}
+        options: dict[str, Any] = {} if self.runtime is None else {"runtime": self.runtime}
         return self._segmenters.get(info.path, lambda: Predictor(info, self.device, **options), fingerprint(info))
 
     def classifier(self, name: Bundle) -> PresencePredictor:

@@ -63,9 +63,11 @@ class AddOrgansd(MapTransform):
         if not self.organs:
             return item
         waited: dict[str, float] = {}
-        maps = [(np.asarray(mask), None) for mask in masks] if masks is not None else None
-        if maps is None:
+        maps: list[tuple[np.ndarray, int | None]]
+        if masks is None:
             maps = [self._computed(organ, item, waited) for organ in self.organs]
+        else:
+            maps = [(np.asarray(mask), None) for mask in masks]
         for key in self.key_iterator(item):
             image = item[key]
             source = np.asarray(image.meta["original_affine"], dtype=np.float64)
