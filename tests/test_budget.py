@@ -17,12 +17,12 @@ import torch
 from helpers_cascade import ORGAN, SECOND, bright, phantom_ct, write_cascade
 from helpers_phantoms import oblique_affine, reoriented, straight_affine, write_dicom, write_itk, write_nifti
 from monai.data import MetaTensor
-from monai.transforms import Compose, Flipd, Orientationd, Spacingd
+from monai.transforms import Compose, Flipd
 
-from ctseg import budget, budgetgrid
+from ctseg import budget, gridslabs
 from ctseg.api import segment_volume
 from ctseg.budget import SLABS, WHOLE, Work, memory_size, plan, share_of
-from ctseg.budgetgrid import network_grid, onto_grid, onto_source
+from ctseg.budgetgrid import network_grid, onto_grid
 from ctseg.budgetnetwork import activation_bytes
 from ctseg.budgetplanes import planes_of
 from ctseg.budgetstudy import FrugalStudy
@@ -33,15 +33,11 @@ from ctseg.organs import measure_organs
 from ctseg.reading import read_volume
 from ctseg.registry import get_bundle
 from ctseg.study import Predictors, Study
+from ctseg.transforms import ToGridd
 from ctseg.views import views_through
 
 GIB, MIB = 1 << 30, 1 << 20
-STEPS = Compose(
-    [
-        Orientationd(keys="image", axcodes="LPS", labels=None),
-        Spacingd(keys="image", pixdim=(2.2, 1.7, 3.1), mode="bilinear", dtype=torch.float32),
-    ]
-)
+STEPS = Compose([ToGridd(keys="image", spacing=(2.2, 1.7, 3.1), shared=True)])
 
 
 @pytest.fixture
@@ -51,9 +47,8 @@ def thin_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Predictors:
-    """An organ and a second one that takes its mask, on one grid, found by brightness."""
-    same = {"spacing": [4.0, 4.0, 5.0], "thick_slices": 4.0, "gate": None, "network": bright()}
-    root = write_cascade(tmp_path_factory.mktemp("cascade"), **same)
+    """An organ by a random network, and a second one that takes its mask on another grid, found by brightness."""
+    root = write_cascade(tmp_path_factory.mktemp("cascade"), gate=None, network=bright())
     return Predictors("cpu", root)
 
 
@@ -72,25 +67,27 @@ def test_sizes_are_read_and_refused() -> None:
 
 
 def test_what_is_needed_by_hand() -> None:
-    # 2^29 voxels: whole 12 bytes of each, 6 GiB; slabs one, 0.5 GiB; both 1 GiB before, 192 MiB for slabs, the network
+    # 2^29 voxels: the image 6 bytes of each, 3 GiB, or nothing; the mask one, 0.5 GiB; 1 GiB before; 128 MiB for slabs
+    # and 256 MiB for the mask's way back; the network's 100 MiB for each slice of a batch
     work = _work()
-    assert work.need(WHOLE) == 7 * GIB + (192 + 100) * MIB
-    assert work.need(SLABS, batch=2) == GIB + 512 * MIB + (192 + 200) * MIB
+    assert work.need(WHOLE) == 4 * GIB + 512 * MIB + (128 + 256 + 100) * MIB
+    assert work.need(SLABS, batch=2) == GIB + 512 * MIB + (128 + 256 + 200) * MIB
+    assert _work(held=True).need(WHOLE) == work.need(SLABS) == _work(resamples=False).need(WHOLE) - 6 * GIB
     assert _work(masks=3).need(SLABS) - work.need(SLABS) == GIB
-    assert _work(grid=10**6, classes=2).need(SLABS) - work.need(SLABS) == 48 * 10**6
+    assert _work(grid=10**6, classes=2).need(SLABS) - work.need(SLABS) == 56 * 10**6
 
 
 def test_the_fastest_way_that_fits_is_taken_and_else_one_sentence_says_what_is_needed() -> None:
     assert plan(_work(), 8 * GIB).way == WHOLE
-    assert (plan(_work(), 2 * GIB).way, plan(_work(), 2 * GIB).batch) == (SLABS, 2)
-    assert plan(_work(), GIB + 850 * MIB).batch == 1
-    needs = r"1024 x 1024 x 512 voxels, which need about 1\.8 GiB .* is 1 GiB: raise it to 1\.8G, or crop the image$"
+    assert (plan(_work(), 3 * GIB).way, plan(_work(), 3 * GIB).batch) == (SLABS, 2)
+    assert plan(_work(), GIB + 1050 * MIB).batch == 1
+    needs = r"1024 x 1024 x 512 voxels, which need about 2 GiB .* is 1 GiB: raise it to 2G, or crop the image$"
     with pytest.raises(ResourceError, match=needs):
         plan(_work(), GIB)
-    with pytest.raises(ResourceError, match=r"about 7\.3 GiB"):
-        plan(_work(resamples=False), 2 * GIB)
+    with pytest.raises(ResourceError, match=r"about 8 GiB"):
+        plan(_work(resamples=False, streams=False), 2 * GIB)
     with pytest.raises(ResourceError, match="give it as NIfTI"):
-        plan(_work(streams=False), GIB)
+        plan(_work(streams=False, held=True), GIB)
 
 
 def test_live_bytes_of_a_forward_pass_by_hand() -> None:
@@ -104,28 +101,37 @@ def test_live_bytes_of_a_forward_pass_by_hand() -> None:
 
 @pytest.mark.parametrize("code", ["RAS", "LPS", "SLA", "AIR"])
 @pytest.mark.parametrize("affine", [straight_affine(), oblique_affine()], ids=["straight", "oblique"])
-def test_slabs_onto_the_grid_are_what_spacingd_makes(thin_slabs: None, code: str, affine: np.ndarray) -> None:
+def test_planes_onto_the_grid_are_what_the_transform_makes(code: str, affine: np.ndarray) -> None:
     array, place = reoriented(phantom_ct((21, 18, 15)), affine, code)
     whole = STEPS({"image": MetaTensor(torch.from_numpy(array.copy())[None], affine=torch.as_tensor(place))})["image"]
     grid = network_grid(STEPS, array.shape, place)
     assert grid is not None and grid.shape == tuple(whole.shape[1:])
     assert np.allclose(grid.affine, np.asarray(whole.affine), atol=1e-9)
     made = onto_grid(np.moveaxis(array, 2, 0), array.shape, place, grid)
-    assert np.abs(made - whole[0].numpy()).max() < 0.05  # of 1000 HU: what float32 coordinates leave
+    if code in ("RAS", "LPS"):  # slices along the body, as they are stored nearly always
+        assert np.array_equal(made, whole[0].numpy())
+    assert np.abs(made - whole[0].numpy()).max() < 1e-3  # of 1000 HU
 
 
 def test_another_first_step_is_no_resampling() -> None:
-    steps = Compose([Flipd(keys="image", spatial_axis=0), *STEPS.transforms])
-    assert network_grid(steps, (9, 9, 9), np.eye(4)) is None
+    for first in (
+        Flipd(keys="image", spatial_axis=0),
+        ToGridd("image", (2, 2, 2), crop_air={}),
+        ToGridd("image", (2, 2, 2)),
+    ):
+        assert network_grid(Compose([first, *STEPS.transforms]), (9, 9, 9), np.eye(4)) is None or first.crop_air == {}
 
 
-def test_slabs_of_a_mask_are_the_whole_mask(thin_slabs: None) -> None:
+@pytest.mark.parametrize("sure", [False, True])
+def test_slabs_of_a_mask_are_the_whole_mask(thin_slabs: None, monkeypatch: pytest.MonkeyPatch, sure: bool) -> None:
+    monkeypatch.setattr(gridslabs, "LARGE", 1)
     labels = np.zeros((12, 11, 9), np.uint8)
     labels[2:9, 3:8, 1:6], labels[5:7, 5:10, 4:9] = 1, 7
+    certainty = np.random.default_rng(5).integers(1, 255, labels.shape).astype(np.uint8) if sure else None
     small, large = oblique_affine((2.9, 3.1, 4.0)), oblique_affine((1.3, 1.1, 1.7))
-    whole = resample_labels(labels, small, large, (28, 30, 21))
-    grid = budgetgrid.Grid(labels.shape, small, "bilinear", "border")
-    assert np.array_equal(onto_source(labels, grid, large, (28, 30, 21)), whole) and whole.any()
+    whole = resample_labels(labels, small, large, (28, 30, 21), certainty=certainty)
+    made = gridslabs.resample_labels_lean(labels, small, large, (28, 30, 21), certainty)
+    assert np.array_equal(made, whole) and whole.any()
 
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.mha", "dicom"])
@@ -147,7 +153,7 @@ def test_masks_are_those_of_the_ordinary_way(
     for bundle in (SECOND, ORGAN):
         found, expected = frugal.prediction(bundle), whole.prediction(bundle)
         assert found.label_map.shape == expected.label_map.shape and expected.label_map.any()
-        assert np.count_nonzero(found.label_map != expected.label_map) <= 2
+        assert np.array_equal(found.label_map, expected.label_map)
         assert found.volume.format == expected.volume.format and np.allclose(found.volume.affine, whole.volume.affine)
     assert warm.segmenter(ORGAN).parts[1].batch_size == 8  # put back
     for ours, theirs in zip(
@@ -228,7 +234,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc, which is Linux's")
 def test_the_promise_is_kept_as_the_system_counts(tmp_path: Path) -> None:
-    """110 MB of int16 and 660 MB reckoned at once: within a limit that leaves room for the slabs alone.
+    """110 MB of int16, reckoned as 330 MB while they are read: within a limit that leaves no room for these.
 
     The peak is the child's VmHWM; getrusage counts for a child also what its parent had when it was started.
     """
@@ -238,11 +244,11 @@ def test_the_promise_is_kept_as_the_system_counts(tmp_path: Path) -> None:
     del planes
     root = write_cascade(tmp_path / "cascade", **_ALONE)  # random networks: what they find does not matter here
     command = [sys.executable, "-c", _CHILD, str(path), "-o", str(tmp_path / "out"), "--task", str(root / SECOND)]
-    command += ["--max-ram", "1200M", "--output", "nifti,json", "--device", "cpu"]
+    command += ["--max-ram", "1400M", "--output", "nifti,json", "--device", "cpu"]
     source = str(Path(budget.__file__).parent.parent)
     given = {**os.environ, "PYTHONPATH": source, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peak = int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1])  # type: ignore[index]
-    assert peak * 1024 <= 1200 * MIB, done.stderr
+    assert peak * 1024 <= 1400 * MIB, done.stderr
     assert "the most memory that was taken" in done.stderr and (tmp_path / "out" / "mask.nii.gz").is_file()

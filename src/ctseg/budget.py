@@ -2,9 +2,8 @@
 
 Two ways, the first that fits is taken:
 
-- whole: as without a limit;
-- slabs: the image is resampled onto the network's grid slab by slab while it is read, and never held as float32; a
-  NIfTI file or a DICOM folder is not held at all, anything else as it was read.
+- whole: as without a limit, the image held as it was read;
+- slabs: the image, a NIfTI file or a DICOM folder, is resampled onto the network's grid while it is read, and not held.
 
 The label map is held whole by both, a byte for each voxel and mask. All sizes are bytes; G is 2^30, as in GiB.
 """
@@ -22,14 +21,16 @@ from pathlib import Path
 from ctseg.errors import ResourceError
 
 WHOLE, SLABS = "whole", "slabs"
-SLAB = 64 << 20  # of the source's voxels that are worked on at a time, as float32
+SLAB = 64 << 20  # of the image's grid that is worked on at a time, as float32
 _BETTER = ", or give it as NIfTI or a DICOM folder, which are read bit by bit"
 _LEADER = 100 << 20  # what the process takes that leads a cohort's workers
-_SLACK = 3 * SLAB  # a slab, its resampled form and what the allocator keeps
+_SLACK = 2 * SLAB  # a slab, its resampled form and what the allocator keeps
 _UNITS = {"": 1 << 30, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 # Of a voxel of the network's grid: the prepared image with its intermediates, and for each class its logits, its
 # probabilities and what the clean-up makes of its mask. Measured (docs/benchmarks.md), rounded up.
-_IMAGE_BYTES, _CLASS_BYTES = 20, 14
+_IMAGE_BYTES, _CLASS_BYTES = 28, 14
+_READ_BYTES = 6  # of a voxel of the image: as int16, and while it becomes float32 where it must
+_FLOAT_BYTES = 12  # of one that is turned, resampled or thresholded as float32
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class Work:
         what: the image's name in a sentence.
         shape: its voxels (I, J, K).
         base: what the process takes already, with its networks loaded.
-        grid: voxels of the largest network's grid.
-        classes: channels of its answer.
+        grid: voxels of the networks' grids together.
+        classes: channels of the answer that has most.
         activations: of the network in one forward pass, for each size of batch from 1 on that may be used.
         masks: how many masks of the image's size are held at the same time.
-        streams: whether the image is read plane by plane; else it is in memory already, as part of `base`.
-        resamples: whether every network works on a grid of its own, reached by resampling alone.
+        held: whether the image is in memory already, as part of `base`.
+        streams: whether the image can be read plane by plane, and each network's grid is reached by resampling alone.
+        resamples: whether each network works on a grid of its own; else the image is turned into float32 as it is.
     """
 
     what: str
@@ -55,6 +57,7 @@ class Work:
     classes: int
     activations: tuple[int, ...]
     masks: int = 1
+    held: bool = False
     streams: bool = False
     resamples: bool = True
 
@@ -64,11 +67,9 @@ class Work:
 
         voxels = math.prod(self.shape)
         network = self.grid * (_IMAGE_BYTES + _CLASS_BYTES * self.classes) + self.activations[batch - 1]
-        if way == WHOLE:
-            from ctseg.checks import MEMORY_FACTOR  # late: it needs NumPy, which help and refusals do not
-
-            return self.base + voxels * (4 * MEMORY_FACTOR + self.masks - 1) + network + _SLACK
-        return self.base + voxels * self.masks + network + _SLACK
+        back = 4 * min(voxels, 1 << 26)  # the mask's way back: what lies between two grids (`ctseg.gridslabs`)
+        image = 0 if way == SLABS else voxels * ((0 if self.held else _READ_BYTES) if self.resamples else _FLOAT_BYTES)
+        return self.base + image + voxels * self.masks + back + network + _SLACK
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ def plan(work: Work, limit: int) -> Plan:
     Raises:
         ResourceError: there is none; the sentence says what would be needed.
     """
-    ways = [WHOLE, SLABS] if work.resamples else [WHOLE]
+    ways = [WHOLE, SLABS] if work.streams else [WHOLE]
     largest = len(work.activations)
     for batch in range(largest, 0, -1):
         for way in ways:
             if (needed := work.need(way, batch)) <= limit:
                 return Plan(way, batch, needed)
-    advice = "" if work.streams or not work.resamples else _BETTER
+    advice = _BETTER if work.held and work.resamples else ""
     raise too_large(work.what, work.shape, min(work.need(way) for way in ways), limit, advice)
 
 

@@ -1,29 +1,26 @@
-"""A study that keeps to a limit of memory: like `ctseg.study.Study`, but its image is held once at most.
+"""A study that keeps to a limit of memory: where it has to, its image is not held, but read plane by plane.
 
-The image is resampled onto the network's grid slab by slab while it is read. To the bundle this copy is the study: it
-is on its grid already, so nothing is resampled again, and all else is done as ever. The mask goes from there to the
-source's grid, slab by slab. So masks are those of the ordinary way, but for voxels that the last bits of resampled
-values decide, and for an organ that the image's edge cuts: there the outermost half voxel of the network's grid may
-differ, because the padding round it is not looked at.
+Bundles ask a study for the image on their grid (`Study.prepared`, by `ctseg.transforms.ToGridd`). Here it is made from
+the file's planes while they are read; what the other steps get as image has a place and no voxels. All else is as ever,
+so the mask is, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ctseg.budget import WHOLE, Plan, Work, plan, resident_memory
-from ctseg.budgetgrid import Grid, network_grid, onto_grid, onto_source
+from ctseg.budgetgrid import Grid, network_grid, nothing, onto_grid
 from ctseg.budgetnetwork import activation_bytes
 from ctseg.budgetplanes import Planes, planes_of
-from ctseg.dependencies import INPUT_ORGAN, dependencies_of, needed
+from ctseg.dependencies import GATE, INPUT_ORGAN, dependencies_of, needed
 from ctseg.registry import BundleInfo
-from ctseg.study import Bundle, Predictors, Study
+from ctseg.study import Bundle, Made, Predictors, Study
 from ctseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -35,16 +32,19 @@ _BATCHES = ("batch_size", "sw_batch_size")  # of ctseg's slice-wise inferer, and
 _UNKNOWN_FLOATS = 200
 
 
-class FrugalStudy:
+class FrugalStudy(Study):
     """One image and what bundles find in it, within a limit of memory.
 
     Args:
-        source: as for `ctseg.study.Study`; its header is read at once, its voxels when a bundle is first asked.
+        source: as for `ctseg.study.Study`; of a file the header is read at once.
         bundles: that are going to be asked.
         predictors: their networks, which are loaded here and count as what is taken already.
         modality: of the image.
         limit: bytes that this process may take, with all that it holds.
         masks: how many masks of the image's size are held at the same time.
+
+    Attributes:
+        plan: how it is done.
 
     Raises:
         ResourceError: there is no way; the sentence says what would be needed.
@@ -60,25 +60,33 @@ class FrugalStudy:
         limit: int,
         masks: int = 1,
     ) -> None:
-        self.predictors, self.modality = predictors, modality
         asked = {one.path: one for info in bundles for one in _with_organs(info)}
         self._loaded = [predictors.segmenter(info) for info in asked.values()]
         self._planes = planes_of(source, modality, limit)
         volume = self._planes.volume
+        super().__init__(volume if self._planes.held else source, predictors, modality=modality)
         grids = [network_grid(one.parts[0], volume.shape, volume.affine) for one in self._loaded]
-        self._grids = {path: grid for path, grid in zip(asked, grids, strict=True) if grid is not None}
-        streamable = self._planes.straight and all(self._is_streamable(info) for info in bundles)
-        work = _work(self._planes, self._loaded, grids, resident_memory(), masks, streamable)
+        self._grids = {grid.step.shared_as: grid for grid in grids if grid is not None}
+        gated = any(one.role == GATE for info in asked.values() for one in dependencies_of(info))
+        work = _work(self._planes, self._loaded, grids, resident_memory(), masks + len(asked) - len(bundles))
+        work = dataclasses.replace(work, streams=work.streams and not gated)
         self.plan: Plan = plan(work, limit)
-        self._whole = self.plan.way == WHOLE
-        self._current: tuple[Grid, Study] | None = None
-        if self._whole:
-            self._inner = Study(volume if self._planes.held else source, predictors, modality=modality)
+        self._stand_in = dataclasses.replace(volume, array=nothing(volume.shape))
 
     @property
     def volume(self) -> Volume:
-        """The image; where it is streamed, its array reads the file again each time it is asked."""
-        return self._inner.volume if self._whole else self._planes.told
+        """The image; where it is read plane by plane its voxels are all 0 (`Prediction.volume` can read them)."""
+        return super().volume if self.plan.way == WHOLE else self._stand_in
+
+    def prepared(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return the image on a network's grid, made while it is read."""
+        if self.plan.way == WHOLE:
+            return super().prepared(key, make)
+        grid, volume = self._grids[key], self._planes.volume
+        made: Any = super().prepared(
+            key, lambda: (onto_grid(self._planes, volume.shape, volume.affine, grid), grid.affine)
+        )
+        return cast("Made", made)
 
     def prediction(self, bundle_name: Bundle, progress: Progress | None = None) -> Prediction:
         """Return a segmenter's result on this study, as `Study.prediction` does.
@@ -86,46 +94,11 @@ class FrugalStudy:
         Raises:
             CtsegError: for input or a bundle that cannot be used.
         """
-        info = self.predictors.bundle(bundle_name)
         with ExitStack() as stack:
             for predictor in self._loaded:
                 stack.enter_context(_smaller_batches(predictor.parts[1], self.plan.batch))
-            return self._inner.prediction(info, progress) if self._whole else self._slab_by_slab(info, progress)
-
-    def _slab_by_slab(self, info: BundleInfo, progress: Progress | None) -> Prediction:
-        grid, started = self._grids[info.path], time.perf_counter()
-        if progress is not None:
-            progress("read")
-        study = self._on(grid)
-        read = time.perf_counter() - started
-        found = study.prediction(info, lambda stage: progress(stage) if progress and stage != "read" else None)
-        started = time.perf_counter()
-        labels = onto_source(found.label_map, grid, self._planes.volume.affine, self._planes.volume.shape)
-        back = time.perf_counter() - started
-        seconds = {**found.seconds, "read": read, "postprocess": found.seconds["postprocess"] + back}
-        return dataclasses.replace(found, volume=self.volume, label_map=labels, seconds=seconds)
-
-    def _on(self, grid: Grid) -> Study:
-        """The image on a network's grid; that of another grid is let go first."""
-        if self._current is None or not self._current[0].same(grid):
-            self._current = None
-            volume = self._planes.volume
-            array = onto_grid(self._planes, volume.shape, volume.affine, grid)
-            on_grid = Volume(array, grid.affine, grid.affine, volume.source, volume.format)
-            self._current = (grid, Study(on_grid, self.predictors, modality=self.modality))
-        return self._current[1]
-
-    def _is_streamable(self, info: BundleInfo) -> bool:
-        """Whether a bundle's grid is reached by resampling alone, and what it needs of others lies on the same one."""
-        own = self._grids.get(info.path)
-        others = [needed(one, info.path) for one in dependencies_of(info)]
-        return own is not None and all(
-            one.role == INPUT_ORGAN
-            and (grid := self._grids.get(other.path)) is not None
-            and grid.same(own)
-            and self._is_streamable(other)
-            for one, other in zip(dependencies_of(info), others, strict=True)
-        )
+            found = super().prediction(bundle_name, progress)
+        return found if self.plan.way == WHOLE else dataclasses.replace(found, volume=self._planes.told)
 
 
 def _with_organs(info: BundleInfo) -> Iterator[BundleInfo]:
@@ -136,9 +109,7 @@ def _with_organs(info: BundleInfo) -> Iterator[BundleInfo]:
             yield from _with_organs(needed(dependency, info.path))
 
 
-def _work(
-    planes: Planes, loaded: Sequence[Predictor], grids: Sequence[Grid | None], base: int, masks: int, streamable: bool
-) -> Work:
+def _work(planes: Planes, loaded: Sequence[Predictor], grids: Sequence[Grid | None], base: int, masks: int) -> Work:
     shape = planes.volume.shape
     sizes, classes, activations, batches = [0], [1], [0], [1]
     for predictor, grid in zip(loaded, grids, strict=True):
@@ -153,12 +124,13 @@ def _work(
         what=str(planes.volume.source),
         shape=shape,
         base=base,
-        grid=max(sizes),
+        grid=sum(sizes),
         classes=max(classes),
         activations=tuple(max(activations) * batch for batch in range(1, max(batches) + 1)),
         masks=masks,
-        streams=not planes.held,
-        resamples=streamable,
+        held=planes.held,
+        streams=not planes.held and planes.straight and None not in grids,
+        resamples=planes.straight and None not in grids,
     )
 
 

@@ -48,7 +48,7 @@ class RestoreGridd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with uint8 label maps of shape (1, I, J, K) on the source's grid."""
-        from ctseg.grids import resample_labels
+        from ctseg.gridslabs import resample_labels_lean
 
         item = dict(data)
         image = item[self.like]
@@ -57,7 +57,7 @@ class RestoreGridd(MapTransform):
             labels = item[key]
             self._check(labels, image, str(key))
             source = to_volume(image.meta)
-            restored = resample_labels(
+            restored = resample_labels_lean(
                 np.asarray(labels[0].cpu()),
                 from_affine=np.asarray(labels.affine, dtype=np.float64),
                 to_affine=source.affine,

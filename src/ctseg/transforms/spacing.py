@@ -80,15 +80,19 @@ class ToGridd(MapTransform):
             if number == 0 and self.crop_air is not None:
                 box = self._box(tensor)
             if number == 0 and study is not None and hasattr(study, "prepared"):
-                cut = tuple(sorted((self.crop_air or {}).items()))
-                name = (tuple(self.spacing), self.thick_slices, self.thickest, self.plane, mode, cut)
-                array, affine = study.prepared(name, lambda t=tensor, m=mode, b=box: self._regridded(t, m, b))
+                array, affine = study.prepared(self.shared_as, lambda t=tensor, m=mode, b=box: self._regridded(t, m, b))
             else:
                 array, affine = self._regridded(tensor, mode, box)
             item[key] = MetaTensor(
                 torch.from_numpy(array)[None], meta={**tensor.meta, "affine": torch.as_tensor(affine)}
             )
         return item
+
+    @property
+    def shared_as(self) -> Hashable:
+        """Under which key the first key's result is kept in the study: the same for steps that do the same."""
+        crop = tuple(sorted((self.crop_air or {}).items()))
+        return (tuple(self.spacing), self.thick_slices, self.thickest, self.plane, self.mode[0], crop)
 
     def _view(self, tensor: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
         array = tensor.as_tensor()[0].cpu().numpy()
