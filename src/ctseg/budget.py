@@ -63,7 +63,6 @@ class Work:
 
     def need(self, way: str, batch: int = 1) -> int:
         """Return what a way needs at its peak, with so many tiles or slices in one forward pass."""
-        from ctseg.checks import MEMORY_FACTOR  # brings NumPy, which the command line's help does without
 
         voxels = math.prod(self.shape)
         network = self.grid * (_IMAGE_BYTES + _CLASS_BYTES * self.classes) + self.activations[batch - 1]
