@@ -123,7 +123,7 @@ def _to_grid(
     plane: str = "axial",
     crop_air: Mapping[str, float] | None = None,
 ) -> Placed:
-    """Turn to a plane's axes, cut the air away where asked for, and resample over the same field of view (`ToGridd`)."""
+    """Turn to a plane's axes, cut the air away where asked for, resample over the same field of view (`ToGridd`)."""
     from ctseg.spacing import body_box, new_shape, oriented, regridded
 
     array, affine = oriented(image.array[0], image.affine, plane=plane)
