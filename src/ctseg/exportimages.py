@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ctseg.dicomfiles import may_be_dicom
 from ctseg.errors import CtsegError, InputError, OutputError
 from ctseg.files import write_beside
+from ctseg.flatimages import LUMINANCE
 from ctseg.flatreading import FlatImage, count_frames, flat_name, is_flat_path, read_flat
 from ctseg.sectors import find_sector
 
@@ -185,7 +186,7 @@ def _cut(image: FlatImage, picking: Picking) -> tuple[NDArray[np.uint8], tuple[i
             box[2] + int(last_column) + 1,
         )
     if picking.grey and len(values) == 3:
-        values = np.tensordot(np.float32((0.299, 0.587, 0.114)), values, axes=1)[None]  # ITU-R BT.601
+        values = np.tensordot(np.array(LUMINANCE, dtype=np.float32), values, axes=1)[None]
     pixels = np.rint(values * 255).astype(np.uint8)
     return (pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), box, sector is not None
 
