@@ -25,6 +25,7 @@ class StubPredictor:
 
     bundle: Any
     device: str
+    runtime: str = "torch"
     find: Any = None
     busy: bool = field(default=False)
     made = []  # noqa: RUF012 - shared on purpose

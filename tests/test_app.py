@@ -217,10 +217,10 @@ def test_device_from_a_client_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> 
 class StubClassifier:
     """Finds the organ on the second of the slices."""
 
-    def __init__(self, bundle: Any, device: str) -> None:
+    def __init__(self, bundle: Any, device: str, runtime: str = "torch") -> None:
         self.bundle = bundle
 
-    def predict(self, source: Path) -> SlicePresence:
+    def predict(self, source: Path, every_mm: float | None = None) -> SlicePresence:
         """Answer as `ctseg.presence.PresencePredictor` does."""
         image = nib.load(source)
         volume = Volume(np.asarray(image.dataobj), image.affine, image.affine, source, "nifti", image.header)

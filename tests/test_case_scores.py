@@ -140,6 +140,6 @@ def test_a_bundles_evaluation_writes_the_report(root: Path, tmp_path: Path) -> N
     found, drawn = 10 * 11 * 4 + 3 * 16 * 2, 10 * 11 * 4  # the bar is found too, and is no block
     assert block["dice"] == pytest.approx(2 * drawn / (found + drawn))
     names = {"evaluation.html", "evaluation.json", "cases.csv", "summary.csv", "slices.csv", "dice.json", "iou.json"}
-    names |= {"pooled_iou.json", "image_iou.json"}
+    names |= {"pooled_iou.json", "image_iou.json", "classes.csv", "confusion.csv"}
     assert {path.name for path in (tmp_path / "report").iterdir()} == names
     assert not (data / "prepared").exists() and not (Path("runs") / info.name).exists()

@@ -25,7 +25,7 @@ from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, find_bundles, get_bundle
 from ctseg.volume import Volume
 
-CLASSIFIERS = [name for name, info in find_bundles().items() if info.classifies]
+CLASSIFIERS = [name for name, info in find_bundles().items() if info.classifies and not info.flat]
 
 
 def volume_of(affine: np.ndarray, shape: tuple[int, int, int] = (6, 5, 4)) -> Volume:

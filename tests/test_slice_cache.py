@@ -65,6 +65,12 @@ def cases(tmp_path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def with_fractions(cases: list[dict[str, Any]]) -> None:
+    """Let the first CT's HU rise along it, so that resampled ones are no whole numbers."""
+    values = np.where(f_phantom((30, 36, 12)) > 0, 90 + np.arange(30)[:, None, None], -900).astype(np.int16)
+    write_nifti(Path(cases[0]["image"]), values, oblique_affine())
+
+
 def parts(root: Path, kind: str) -> dict[str, Compose]:
     """The preprocessing of training and validation of a bundle of this kind, on a small view."""
     text = build_bundle(root / TASKS[kind], root / "configs" / "base")["configs/train.json"]
@@ -105,6 +111,7 @@ def test_training_items_are_those_without_a_cache(
 def test_validation_items_keep_values_place_and_meta(
     root: Path, tmp_path: Path, cases: list[dict[str, Any]], stored: str
 ) -> None:
+    with_fractions(cases)
     plain = Dataset(cases, parts(root, "slicewise")["validate"])
     cached = SliceCacheDataset(cases, parts(root, "slicewise")["validate"], tmp_path / "cache", stored)
     worst = 0.0
@@ -149,6 +156,8 @@ def test_only_the_crop_is_read(
     """Up to the crop an image is a view into the mapped file; a slice of it is one piece of the file."""
     if kind == "volume":
         cases = [{**case, "mask_values": {"1": "block", "2": "bar"}} for case in cases]
+    else:
+        with_fractions(cases)
     cached = SliceCacheDataset(cases[:1], parts(root, kind)["train"], tmp_path / "cache")
     seen = []
 
