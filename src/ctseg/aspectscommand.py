@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ctseg.regionlevels import Levels
-    from ctseg.regions import Regions
+    from ctseg.regions import Region, Regions, Twins
     from ctseg.volume import Volume
 
 SCHEMA = "ctseg-regions/1"
@@ -102,9 +102,10 @@ def _run(arguments: argparse.Namespace) -> None:
     check_folder(out, arguments.ct, ())
     if arguments.mask is not None:
         volume = read_volume(arguments.ct)
-        labels, values = mask_on(volume, arguments.mask), info.labels
+        labels, values = mask_on(volume, arguments.mask), dict(info.labels)
     else:
-        volume, labels, values = _predicted(arguments, info)
+        volume, labels, drawn = _predicted(arguments, info)
+        values = dict(drawn)
     found = measure_regions(
         volume.array,
         labels,
@@ -191,14 +192,14 @@ def _write(path: Path, text: str) -> Path:
 def rows(found: Regions) -> list[dict[str, Any]]:
     """Return a line for each region, as the table and the JSON hold it; None where there is no value."""
     below, darker = set(found.below()), set(found.darker())
-    twin_of = {}
+    twin_of: dict[str, tuple[Twins | None, Region | None]] = {}
     for pair in found.twins:
         twin_of[pair.left.name], twin_of[pair.right.name] = (pair, pair.right), (pair, pair.left)
     lines = []
     for one in found.regions:
-        pair, twin = twin_of.get(one.name, (None, None))
+        both, twin = twin_of.get(one.name, (None, None))
         numbers = (one.mean, one.sd, one.median, twin.mean if twin else None)
-        of_pair = (pair.difference, pair.spread) if pair else (None, None)
+        of_pair = (both.difference, both.spread) if both else (None, None)
         marks = (
             one.name in below if found.threshold is not None and one.mean is not None else None,
             one.name in darker if found.darker_by is not None and of_pair[0] is not None else None,

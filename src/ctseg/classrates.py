@@ -51,7 +51,7 @@ def over_classes(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, 
     """
     table = {}
     for figure in SPREAD_OF:
-        known = [row[figure] for row in values.values() if row[figure] is not None]
+        known = [value for row in values.values() if (value := row[figure]) is not None]
         table[figure] = {
             "mean": float(np.mean(known)) if known else None,
             "variance": float(np.var(known)) if known else None,

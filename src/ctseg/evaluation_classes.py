@@ -108,7 +108,7 @@ def _worst_confusion(names: list[str], counts: list[list[int]]) -> str:
         (counts[row][column] / sum(counts[row]), names[row], names[column])
         for row in range(len(names) - 1)
         for column in range(len(names) - 1)
-        if row != column and sum(counts[row])
+        if row != column and any(counts[row])
     ]
     if not found or max(found)[0] == 0:
         return "No voxel of a class is taken for another class."
