@@ -30,8 +30,8 @@ def _phantom_bundle(folder: Path) -> BundleInfo:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test that asks for `bundle` runs for every bundle of the clone, and for a phantom of the other kind.
 
-    One that asks for `trainable` runs for those of them that have something to train; for `trainable_kind` for the
-    first of each kind, where the check is of the kind's wiring and slow.
+    One that asks for `trainable` runs for those of them that have something to train; for `few_trainable` for one of two
+    dimensions and one of three, where the check is of the shared wiring and starts processes.
     """
     shipped = find_bundles(ROOT / "bundles")
     if "bundle" in metafunc.fixturenames:
@@ -39,11 +39,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "trainable" in metafunc.fixturenames:
         trainable = [name for name, info in shipped.items() if info.needs_weights]
         metafunc.parametrize("trainable", [*trainable, "phantom_ct_segmentation"], indirect=True)
-    if "trainable_kind" in metafunc.fixturenames:
-        first = {info.kind: name for name, info in reversed(shipped.items()) if info.needs_weights}
-        metafunc.parametrize(
-            "trainable_kind", sorted({**first, "volume": "phantom_ct_segmentation"}.values()), indirect=True
-        )
+    if "few_trainable" in metafunc.fixturenames:
+        sliced = next(name for name, info in shipped.items() if info.kind == "slicewise" and info.needs_weights)
+        metafunc.parametrize("few_trainable", [sliced, "phantom_ct_segmentation"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +60,7 @@ def trainable(request: pytest.FixtureRequest, phantom_bundle: BundleInfo) -> Bun
 
 
 @pytest.fixture
-def trainable_kind(request: pytest.FixtureRequest, phantom_bundle: BundleInfo) -> BundleInfo:
+def few_trainable(request: pytest.FixtureRequest, phantom_bundle: BundleInfo) -> BundleInfo:
     return phantom_bundle if request.param == "phantom_ct_segmentation" else get_bundle(request.param, ROOT / "bundles")
 
 

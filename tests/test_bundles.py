@@ -241,11 +241,11 @@ def test_inference_keeps_the_grid(
 
 
 def test_training_without_a_gpu_stops_with_a_sentence_from_any_directory(
-    trainable_kind: BundleInfo, tmp_path: Path, clean_environment: dict[str, str]
+    few_trainable: BundleInfo, tmp_path: Path, clean_environment: dict[str, str]
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here, so training would start")
-    config = trainable_kind.path / "configs" / "train.json"
+    config = few_trainable.path / "configs" / "train.json"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config)]
     done = subprocess.run(command, cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0

@@ -15,24 +15,24 @@ from ctseg.weights import read_weights
 
 
 def test_two_processes_train_one_network(
-    trainable_kind: BundleInfo,
+    few_trainable: BundleInfo,
     dataset_of: Callable[[BundleInfo], Path],
     tmp_path: Path,
     clean_environment: dict[str, str],
 ) -> None:
-    tiny_dataset = dataset_of(trainable_kind)
-    datalist = datalist_for(trainable_kind, tiny_dataset)
+    tiny_dataset = dataset_of(few_trainable)
+    datalist = datalist_for(few_trainable, tiny_dataset)
     names = {path.name: path for path in tiny_dataset.iterdir() if path.suffix != ".csv"}
     for name, path in names.items():
         (tmp_path / name).symlink_to(path)
     # Each process needs a patient to validate on.
     Ledger(tmp_path / "split.csv").assign({f"p{n}": "validation" if n < 2 else "train" for n in range(6)})
-    configs = [str(trainable_kind.path / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    configs = [str(few_trainable.path / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
     options = {
         "config_file": str(configs), "dataset_dir": tmp_path, "datalist": datalist, "backend": "gloo", "device": "cpu",
         "epochs": 1, "batch_size": 1, "num_workers": 0, "val_interval": 1, "ckpt_dir": tmp_path / "out",
     }  # fmt: skip
-    if small := {"volume": "[32,32,32]", "flat": "[64,64]"}.get(trainable_kind.kind):
+    if small := {"volume": "[32,32,32]", "flat": "[64,64]"}.get(few_trainable.kind):
         options["patch"] = small  # what a CPU trains on in seconds
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in options.items())]

@@ -113,7 +113,7 @@ def test_a_mask_made_on_the_prepared_head_lands_on_the_scanners_image() -> None:
     assert abs(again.turn_degrees) < 1 and abs(again.tilt_degrees) < 1
 
 
-@pytest.mark.parametrize("angles", [(12, -8, 5), (-38, 20, -15)])
+@pytest.mark.parametrize("angles", [(-38, 20, -15)])
 def test_the_whole_preparation_of_a_turned_template(angles: tuple[float, float, float], shared_data: Path) -> None:
     """Upright to half a degree (measured: 0.01), the brain kept, whole HU, one background, and the way back."""
     array, affine = template(shared_data)
