@@ -30,8 +30,8 @@ def _phantom_bundle(folder: Path) -> BundleInfo:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test that asks for `bundle` runs for every bundle of the clone, and for a phantom of the other kind.
 
-    One that asks for `trainable` runs for those of them that have something to train; for `few_trainable` for one of two
-    dimensions and one of three, where the check is of the shared wiring and starts processes.
+    One that asks for `trainable` runs for those of them that have something to train; for `few_trainable` for one of
+    two dimensions and one of three, where the check is of the shared wiring and starts processes.
     """
     shipped = find_bundles(ROOT / "bundles")
     if "bundle" in metafunc.fixturenames:
