@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg.errors import ConfigError, CtsegError, InputError
-from ctseg.flatimages import FlatImage
-from ctseg.flatitems import flat_files, flat_volume
 from ctseg.flatoutputs import flat_names, source_entry, wanted_flat_kinds, with_load, write_flat
-from ctseg.flatreading import count_frames, flat_name, read_flat
 from ctseg.outputs import check_folder
 from ctseg.registry import BundleInfo, verify_weights
 
 if TYPE_CHECKING:
+    from ctseg.flatimages import FlatImage
     from ctseg.prediction import Predictor
 
 TABLE = "images.csv"
@@ -32,6 +30,9 @@ def run(info: BundleInfo, arguments: argparse.Namespace, say: Callable[[str], No
     Raises:
         CtsegError: nothing can be begun, the only image cannot be used, or none of several can.
     """
+    from ctseg.flatitems import flat_files, flat_volume
+    from ctseg.flatreading import count_frames, read_flat
+
     if arguments.workers is not None:
         raise ConfigError(f"bundle {info.name} takes a folder of images as it is: leave out --workers")
     source, out = arguments.input, arguments.out
@@ -85,6 +86,8 @@ def run(info: BundleInfo, arguments: argparse.Namespace, say: Callable[[str], No
 
 def _jobs(files: Sequence[Path], out: Path, several: bool) -> tuple[list[Job], list[tuple[str, str]]]:
     """Return what is to be done and what cannot be, by name; each frame is a picture of its own."""
+    from ctseg.flatreading import count_frames, flat_name
+
     jobs: list[Job] = []
     refused = []
     taken: set[str] = set()
@@ -113,6 +116,8 @@ def _shown(jobs: Sequence[Job], several: bool) -> Iterator[Job]:
 
 
 def _classified(predictor: Predictor, image: FlatImage) -> list[dict[str, Any]]:
+    from ctseg.flatitems import flat_volume
+
     _, item, _ = predictor.answer(flat_volume(image))
     threshold = float(predictor.value("threshold"))
     values = item["pred"].float().flatten().tolist()

@@ -8,15 +8,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ctseg.errors import ConfigError
 from ctseg.files import REPORT_SCHEMA, file_sha256, write_beside
-from ctseg.flatimages import FlatImage
 from ctseg.outputs import FLAT_KINDS, REPORT, fill_folder
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ctseg.flatimages import FlatImage
     from ctseg.prediction import Prediction
 
 MASK, PREVIEW = "mask.png", "preview.png"
@@ -42,6 +41,7 @@ def measure_flat(
         For each structure its pixels, share of the image, area in mm2 or None, number of pieces (pixels that touch by
         an edge or corner), first and last row and column, and whether it touches the image's edge.
     """
+    import numpy as np
     from scipy import ndimage
 
     found = []

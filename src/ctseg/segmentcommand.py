@@ -190,7 +190,7 @@ def _segment(arguments: argparse.Namespace) -> None:
     source: Path = arguments.input
     out: Path = arguments.out
     if arguments.task is not None and arguments.organs is None and (flat := get_bundle(arguments.task)).flat:
-        from ctseg import flatcommand  # brings NumPy
+        from ctseg import flatcommand
 
         flatcommand.run(flat, arguments, say)
         return
