@@ -201,7 +201,7 @@ def _speed(page: Page, runs: Sequence[Run], measure: str) -> None:
     page.heading(f"Which {axis} learns fastest")
     rows = speeds(runs, measure, axis)
     if not rows:
-        page.paragraph(f"None of them reached {_WORDS[measure]} {LEARNT}: too little was learnt to compare.")
+        page.paragraph(f"None of them reached {LEARNT} in {_WORDS[measure]}: too little was learnt to compare.")
         return
     page.paragraph(
         f"Losses have scales of their own, so a common measure is followed: the first epoch at which {_WORDS[measure]} "
