@@ -86,7 +86,7 @@ def line(points: Sequence[tuple[float, float]], words: Sequence[str]) -> bytes:
 
 
 def side_by_side(pictures: Mapping[tuple[str, str], Path], rows: Sequence[str], columns: Sequence[str]) -> bytes:
-    """Return a PNG of one case over the grid: the first cell is image and reference, the others the predictions.
+    """Return a PNG of one case over the grid: image and reference first, then the predictions.
 
     Args:
         pictures: (row, column) -> triptych of the case (`ctseg.triptychs`).
@@ -96,19 +96,20 @@ def side_by_side(pictures: Mapping[tuple[str, str], Path], rows: Sequence[str], 
     from matplotlib.figure import Figure
 
     first = _thirds(next(iter(pictures.values())))
-    figure = Figure(figsize=(1.9 * (len(columns) + 1), 2.0 * len(rows)), facecolor="white", layout="constrained")
-    grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
-    for down, row in enumerate(rows):
-        for across, column in enumerate(["", *columns]):
-            axes = grid[down][across]
-            axes.set_axis_off()
-            if not across:
-                if down < 2:
-                    axes.imshow(first[down])
-                    axes.set_title(("image", "reference")[down], fontsize=9)
-            elif (row, column) in pictures:
-                axes.imshow(_thirds(pictures[row, column])[2])
-                axes.set_title(f"{row}\n{column}", fontsize=8)
+    lead = 1 if len(rows) > 1 else 2  # one row has no second cell below the image for the reference
+    width = lead + len(columns)
+    figure = Figure(figsize=(1.9 * width, 2.0 * len(rows)), facecolor="white", layout="constrained")
+    grid = figure.subplots(len(rows), width, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, words in enumerate(("image", "reference")):
+        axes = grid[number % (3 - lead)][number // (3 - lead)]
+        axes.imshow(first[number])
+        axes.set_title(words, fontsize=9)
+    for (row, column), file in pictures.items():
+        axes = grid[rows.index(row)][lead + columns.index(column)]
+        axes.imshow(_thirds(file)[2])
+        axes.set_title(f"{row}\n{column}", fontsize=8)
     return png(figure)
 
 

@@ -160,7 +160,8 @@ def _findings(runs: Sequence[Run], measure: str) -> list[str]:
     order = sorted(runs, key=lambda run: max(value for _, value in run.curves[measure]))
     ends = [(run, max(value for _, value in run.curves[measure])) for run in (order[-1], order[0])]
     found = [
-        f"{what}: {run.short}, {words} {value:.3f}" for what, (run, value) in zip(("best", "worst"), ends, strict=True)
+        f"{what}: {run.short}, {words} {value:.3f} in its best validation"
+        for what, (run, value) in zip(("best", "worst"), ends, strict=True)
     ]
     overfit = [one.epoch for run in runs if (one := overfitting(run)) is not None and one.overfits]
     found.append(
@@ -187,7 +188,7 @@ def _overfitting(page: Page, runs: Sequence[Run]) -> None:
     for run in runs:
         one = overfitting(run)
         if one is not None:
-            verdict = f"from epoch {one.epoch} on" if one.overfits else "no"
+            verdict = "yes" if one.overfits else "no"
             rows.append([run.short, str(one.epoch), str(one.last), f"{one.rise:+.1%}", verdict])
     head = ["experiment", "lowest validation loss at epoch", "last epoch", "rise by the end", "overfits"]
     page.table("Validation loss after its lowest value", head, rows)
@@ -200,7 +201,7 @@ def _speed(page: Page, runs: Sequence[Run], measure: str) -> None:
     page.heading(f"Which {axis} learns fastest")
     rows = speeds(runs, measure, axis)
     if not rows:
-        page.paragraph(f"None of them reached {_WORDS[measure]} {LEARNT}: too little was learnt to compare.")
+        page.paragraph(f"None of them reached {LEARNT} in {_WORDS[measure]}: too little was learnt to compare.")
         return
     page.paragraph(
         f"Losses have scales of their own, so a common measure is followed: the first epoch at which {_WORDS[measure]} "
