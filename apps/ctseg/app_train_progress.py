@@ -10,7 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctseg.errors import InputError
 from ctseg.files import write_beside
+from ctseg.history import read_history
+from ctseg.training import newest_checkpoint
 from ctseg.versions import Version
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class Progress:
             "left_out": plan.data.left_out,
             "not_annotated": plan.data.partial,
             "run": str(run),
-            "history": earlier.get("history", []) if earlier.get("run") == str(run) else [],
+            "history": _going_on(run, earlier.get("history", []) if earlier.get("run") == str(run) else []),
             "resumed": resumed,
         }
         for entry in self.stats["history"]:
@@ -107,6 +110,24 @@ class Progress:
 
     def _passed(self) -> str:
         return str(timedelta(seconds=int(time.time() - self._begin)))
+
+
+def _going_on(run: Path, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a training told before it was interrupted, with the epochs that only its checkpoint knows.
+
+    A kill may come when an epoch's checkpoint is written and its line of the statistics is not.
+    """
+    newest = newest_checkpoint(run)
+    try:
+        rows = read_history(newest).rows if newest is not None else []
+    except InputError:
+        rows = []
+    known = {
+        int(row["epoch"]): {"epoch": int(row["epoch"]), "loss": row.get("train_loss"), "dice": row.get("val_mean_dice")}
+        for row in rows
+    }
+    known |= {entry["epoch"]: entry for entry in told}
+    return [known[epoch] for epoch in sorted(known)]
 
 
 def read_stats(folder: Path) -> dict[str, Any]:
