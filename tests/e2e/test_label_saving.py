@@ -225,6 +225,7 @@ def test_killed_server_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     store = helpers_crash.open_studies(studies)
     kept = {version.number for version in store._versions.of("final", "case1")}
     assert set(accepted) <= kept and len(accepted) == len(set(accepted))
-    assert store.get_label_info("case1", "final")["version"] == max(kept)
+    # A save that nobody was told of may be kept without being the newest yet; one that was told of is never behind.
+    assert max(accepted) <= store.get_label_info("case1", "final")["version"] <= max(kept)
     assert (studies / "labels" / "final" / "case1.nii.gz").read_bytes() == mask
     assert not [path for path in studies.rglob(".*-*") if path.is_file()]
