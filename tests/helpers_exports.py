@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from helpers_organs import write_guided_bundle, write_moved_bundle, write_organ_bundles
+from helpers_organs import TASK, write_guided_bundle, write_moved_bundle, write_organ_bundles
 from helpers_server import add_weights
 
 from ctseg.building import build_bundle
@@ -17,17 +17,8 @@ from ctseg.registry import BundleInfo, get_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 _TASK = {
-    "version": "0.1.0",
-    "changelog": {"0.1.0": "for tests"},
-    "authors": "the ctseg authors",
-    "copyright": "Copyright (c) the ctseg authors",
+    **TASK,
     "description": "For tests.",
-    "intended_use": "Tests.",
-    "modality": "CT",
-    "data": {"source": "phantoms", "licence": "Apache-2.0"},
-    "licence": {"code": "Apache-2.0", "weights": "Apache-2.0"},
-    "evidence": "none: a test",
-    "weights": None,
     "loss": {"_target_": "monai.losses.DiceLoss", "sigmoid": True},
     "optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": 0.001},
     "epochs": 1,

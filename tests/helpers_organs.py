@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPOSITE = "trunk_ct_segmentation"
 SHELL, CORE = 3, 7  # the bundles' own codes
 SPACING = (1.5, 1.5, 3.0)  # the network's own, so that nothing is resampled
-_TASK = {
+TASK = {  # what every task file has to say
     "version": "0.1.0",
     "changelog": {"0.1.0": "for tests"},
     "authors": "the ctseg authors",
@@ -33,7 +33,6 @@ _TASK = {
     "licence": {"code": "Apache-2.0", "weights": "Apache-2.0"},
     "evidence": "none: a test",
     "weights": None,
-    "part_of": [COMPOSITE],
 }
 _RULE = {"base": "threshold", "threshold": [50, 180], "min_ml": 0.0}
 _NETWORK = {
@@ -54,7 +53,14 @@ _NETWORK = {
 def _build(root: Path, name: str, code: int, color: tuple[int, int, int], snomed: str, values: dict) -> Path:
     bundle = f"{name}_ct_segmentation"
     label = {"name": name, "code": code, "color": list(color), "snomed": {"value": snomed, "meaning": name}}
-    task = {**_TASK, **values, "bundle": bundle, "labels": [label], "description": f"Segments {name}."}
+    task = {
+        **TASK,
+        "part_of": [COMPOSITE],
+        **values,
+        "bundle": bundle,
+        "labels": [label],
+        "description": f"Segments {name}.",
+    }
     file = root / f"{name}_ct.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(task))

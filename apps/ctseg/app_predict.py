@@ -18,7 +18,7 @@ from app_infer import wanted_device
 from app_networks import Networks
 from app_organs import selection_of
 from app_studies import checked_tag, locate_image
-from app_uploads import json_field, multipart, stored_file
+from app_uploads import multipart, stored_file
 from fastapi import Depends, Response
 from fastapi.routing import APIRoute
 from monailabel.config import settings
@@ -26,6 +26,7 @@ from starlette.datastructures import FormData
 
 from ctseg.annotated import named_values
 from ctseg.errors import ConfigError, CtsegError, InputError
+from ctseg.light.requests import json_list
 from ctseg.meshes import FACES, FEWEST_FACES, MESH_KINDS, SCENE, write_meshes
 from ctseg.registry import BundleInfo
 
@@ -70,7 +71,7 @@ def predict_routes(app: Any, networks: Networks) -> list[APIRoute]:
     ) -> Response:
         """Segment an uploaded CT, or one of the studies (`image`)."""
         wanted, most = _wanted_output(output), _wanted_faces(faces)
-        organs = json_field(form, "models", _LIST)
+        organs = json_list(form, "models", _LIST)
         if organs is None or organs == []:
             raise refused(400, f"no organ is named: send the field models, {_LIST}")
         with stored_file(form) as upload:
@@ -89,7 +90,7 @@ def predict_routes(app: Any, networks: Networks) -> list[APIRoute]:
     ) -> Response:
         """Make surfaces of an uploaded label map, or of a label of the studies (`image` and `tag`)."""
         wanted, most = _wanted_output(output, MESH_KINDS), _wanted_faces(faces)
-        told = json_field(form, "labels", 'a JSON object of names and values, such as {"name of an organ": 1}')
+        told = json_list(form, "labels", 'a JSON object of names and values, such as {"name of an organ": 1}')
         with stored_file(form) as upload:
             path, saved = _mask(app, upload, image, tag)
             name = image or "the uploaded mask"

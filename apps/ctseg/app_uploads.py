@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from app_http import private_folder, refused
 from fastapi import Request
@@ -31,28 +29,6 @@ async def multipart(request: Request) -> AsyncIterator[FormData]:
         raise refused(400, f"the request is {kind.partition(';')[0] or 'empty'}: expected multipart/form-data")
     async with request.form(max_files=1, max_fields=20) as form:
         yield form
-
-
-def json_field(form: FormData, name: str, what: str) -> Any:
-    """Return a field's JSON; None where the field is missing or empty.
-
-    Args:
-        form: the request's fields.
-        name: the field.
-        what: what it should hold, for the sentence.
-
-    Raises:
-        HTTPException: 400 for what is no JSON.
-    """
-    text = form.get(name)
-    if isinstance(text, UploadFile):
-        raise refused(400, f"the field {name} is a file: expected {what}")
-    if text is None or not text.strip():
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise refused(400, f"the field {name} is no valid JSON ({error}): expected {what}") from error
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ctseg.errors import ConfigError, InputError
+from ctseg.errors import ConfigError
+from ctseg.users import read_token
 
 _EXAMPLES = """examples:
   ctseg export liver_ct_segmentation --output exported     where PyTorch is
@@ -54,7 +55,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             f"--max-upload {arguments.max_upload} and --port {arguments.port} cannot work: expected at least 1 MiB and "
             "a port from 1 to 65535"
         )
-    token = _token(arguments.token_file)
+    token = None if arguments.token_file is None else read_token(arguments.token_file)
     if token is None and arguments.host not in _LOOPBACK:
         raise ConfigError(
             f"on {arguments.host} other computers can reach the service, so a token is needed: write a long random "
@@ -76,15 +77,3 @@ def _serve(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # No access log: a query could hold a name.
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False, ws="none")
-
-
-def _token(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        token = file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise InputError(f"the token file {file} cannot be read; name a text file that holds the token") from error
-    if not token:
-        raise InputError(f"the token file {file} is empty; write a long random word into it")
-    return token

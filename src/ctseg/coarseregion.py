@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from ctseg.coarsecells import CELL, RIM, inner_edges, pieces_that_count, places_along, side
 from ctseg.errors import ConfigError
-
-_CELL = 4  # pixels along a side of the cells in which the coarse masks are compared
 
 
 @dataclass(frozen=True)
@@ -62,57 +60,37 @@ class Region:
             masks: slice index -> (L, I, J) bool, one for each class; neighbours in ascending order are taken for
                 neighbours in space.
         """
-        from scipy.ndimage import label
-
         indices = sorted(masks)
-        stack = torch.stack([_cells(masks[index]) for index in indices], dim=-1).cpu().numpy()
-        counted = np.zeros(stack.shape[1:], dtype=bool)
-        for organ in stack:
-            pieces, count = label(organ, np.ones((3, 3, 3)))
-            if count:
-                sizes = np.bincount(pieces.ravel())
-                sizes[0] = 0
-                counted |= (sizes >= self.share * sizes.max())[pieces] & organ
+        cells = torch.stack([_cells(masks[index]) for index in indices], dim=-1).cpu().numpy()
+        counted = pieces_that_count(cells, self.share)
         if not counted.any():
             return Found()
         size = next(iter(masks.values())).shape[1:]
-        rows, columns, slices = (
-            np.flatnonzero(counted.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)
-        )
+        rows, columns, slices = places_along(counted)
         return Found(
             tuple(indices[number] for number in slices),
-            (int(rows[0]) * _CELL, min(int(rows[-1] + 1) * _CELL, size[0])),
-            (int(columns[0]) * _CELL, min(int(columns[-1] + 1) * _CELL, size[1])),
+            (int(rows[0]) * CELL, min(int(rows[-1] + 1) * CELL, size[0])),
+            (int(columns[0]) * CELL, min(int(columns[-1] + 1) * CELL, size[1])),
         )
 
     def box(self, found: Found, size: Sequence[int]) -> tuple[slice, slice]:
         """Return the part of a slice (I, J) that is run, the margin included."""
         if self.margin_px is None:
             return (slice(0, size[0]), slice(0, size[1]))
-        sides = []
-        for (first, last), whole in zip((found.rows, found.columns), size, strict=True):
-            start, stop = max(0, first - self.margin_px), min(whole, last + self.margin_px)
-            wanted = min(whole, -(-(stop - start) // self.divisor) * self.divisor)
-            start = max(0, min(start - (wanted - (stop - start)) // 2, whole - wanted))
-            sides.append(slice(start, start + wanted))
-        return (sides[0], sides[1])
+        rows, columns = (
+            side(first, stop, whole, self.margin_px, self.divisor)
+            for (first, stop), whole in zip((found.rows, found.columns), size, strict=True)
+        )
+        return rows, columns
 
 
-def touches_edge(mask: torch.Tensor, box: tuple[slice, slice], size: Sequence[int], rim: int = 2) -> torch.Tensor:
+def touches_edge(mask: torch.Tensor, box: tuple[slice, slice], size: Sequence[int], rim: int = RIM) -> torch.Tensor:
     """Return (B,): which masks (B, I', J') of a box come within `rim` pixels of an edge that is not the slice's own."""
-    edges = torch.zeros(mask.shape[1:], dtype=torch.bool, device=mask.device)
-    if box[0].start > 0:
-        edges[:rim] = True
-    if box[0].stop < size[0]:
-        edges[-rim:] = True
-    if box[1].start > 0:
-        edges[:, :rim] = True
-    if box[1].stop < size[1]:
-        edges[:, -rim:] = True
+    edges = torch.from_numpy(inner_edges(mask.shape[1:], box, size, rim)).to(mask.device)
     return (mask & edges).flatten(1).any(dim=1)
 
 
 def _cells(masks: torch.Tensor) -> torch.Tensor:
     """Return (L, I / 4, J / 4): in which cells of (L, I, J) anything is."""
-    pooled = torch.nn.functional.max_pool2d(masks[None].float(), _CELL, ceil_mode=True)
+    pooled = torch.nn.functional.max_pool2d(masks[None].float(), CELL, ceil_mode=True)
     return pooled[0] > 0

@@ -18,7 +18,7 @@ from typing import Literal
 from ctseg.errors import InputError, OutputError
 from ctseg.orthanc import ServingError, check_dicom, find_orthanc
 from ctseg.registry import BundleInfo, app_root, find_bundles
-from ctseg.users import read_users
+from ctseg.users import read_token, read_users
 
 FOLDER = ".ctseg"  # in the studies: Orthanc's storage, what is fetched from it, logs
 _NIFTI = (".nii.gz", ".nii")
@@ -145,12 +145,7 @@ def _checked_token(host: str, file: Path | None) -> Path | None:
             )
         return None
     file = file.expanduser().absolute()
-    try:
-        content = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the token file {file} cannot be read; name a text file that holds the token") from error
-    if not content:
-        raise InputError(f"the token file {file} is empty; write a long random word into it")
+    read_token(file)
     return file
 
 

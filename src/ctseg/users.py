@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctseg.errors import ConfigError
+from ctseg.errors import ConfigError, InputError
 from ctseg.files import write_beside
 
 ROLES = ("annotator", "reviewer", "admin")  # each may do what those before it may
@@ -88,6 +88,21 @@ def check_private(path: Path, what: str) -> None:
         raise ConfigError(
             f"{what} {path} can be read or changed by others (mode {mode & 0o777:o}), expected 600; chmod 600 {path}"
         )
+
+
+def read_token(file: Path) -> str:
+    """Return the token that a file holds.
+
+    Raises:
+        InputError: it cannot be read, or is empty.
+    """
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"the token file {file} cannot be read; name a text file that holds the token") from error
+    if not token:
+        raise InputError(f"the token file {file} is empty; write a long random word into it")
+    return token
 
 
 def read_users(path: Path) -> list[User]:

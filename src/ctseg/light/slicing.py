@@ -1,6 +1,6 @@
 """A 2D network on the slices of a volume: a coarse look first, then those that hold something. NumPy alone.
 
-The rule is that of `ctseg.inferers.SlicewiseInferer` and `ctseg.regions`.
+The rule is that of `ctseg.inferers.SlicewiseInferer` and `ctseg.coarseregion`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctseg.coarsecells import CELL, inner_edges, pieces_that_count, places_along, side
 from ctseg.errors import ConfigError
 
 Array = NDArray[np.float32]
 Masks = NDArray[np.bool_]
 Network = Callable[[Array], Array]
 Box = tuple[slice, slice]
-_CELL = 4  # pixels along a side of the cells in which the coarse masks are compared
-_RIM = 2  # pixels from an inner edge of the box within which a mask counts as cut
 
 
 @dataclass
@@ -44,7 +43,7 @@ class _Run:
         again: list[int] = []
         for some in batches(indices, self.batch):
             masks = _classes(self.predicted(some, box)).any(axis=1)
-            edges = _edges(masks.shape[1:], box, self.volume.shape[1:3])
+            edges = inner_edges(masks.shape[1:], box, self.volume.shape[1:3])
             again += [index for index, mask in zip(some, masks, strict=True) if (mask & edges).any()]
         self.whole(again)
 
@@ -119,57 +118,29 @@ def _probed(run: _Run, wanted: list[int], probe: int, margin: int | None, bounds
 
 def _found(masks: Mapping[int, Masks], bounds: Mapping[str, Any], size: Sequence[int]) -> tuple[list[int], Box | None]:
     """Which of the slices that were looked at hold a piece that counts, and the box to run; None runs whole slices."""
-    from scipy.ndimage import label
-
     indices = sorted(masks)
-    stack = np.stack([_cells(masks[index]) for index in indices], axis=-1)
-    counted = np.zeros(stack.shape[1:], dtype=bool)
-    for organ in stack:
-        pieces, count = label(organ, np.ones((3, 3, 3)))
-        if count:
-            sizes = np.bincount(pieces.ravel())
-            sizes[0] = 0
-            counted |= (sizes >= float(bounds["share"]) * sizes.max())[pieces] & organ
+    cells = np.stack([_cells(masks[index]) for index in indices], axis=-1)
+    counted = pieces_that_count(cells, float(bounds["share"]))
     if not counted.any():
         return [], None
-    places = [
-        np.flatnonzero(counted.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)
-    ]
+    places = places_along(counted)
     found = [indices[number] for number in places[2]]
     if bounds["margin_px"] is None:
         return found, None
-    sides = [_side(int(where[0]), int(where[-1]), whole, bounds) for where, whole in zip(places, size, strict=False)]
+    margin_px, divisor = int(bounds["margin_px"]), int(bounds["divisor"])
+    sides = [
+        side(int(where[0]) * CELL, min(int(where[-1] + 1) * CELL, whole), whole, margin_px, divisor)
+        for where, whole in zip(places, size, strict=False)
+    ]
     return found, (sides[0], sides[1])
-
-
-def _side(first: int, last: int, whole: int, bounds: Mapping[str, Any]) -> slice:
-    margin, divisor = int(bounds["margin_px"]), int(bounds["divisor"])
-    start, stop = max(0, first * _CELL - margin), min(whole, min((last + 1) * _CELL, whole) + margin)
-    wanted = min(whole, -(-(stop - start) // divisor) * divisor)
-    start = max(0, min(start - (wanted - (stop - start)) // 2, whole - wanted))
-    return slice(start, start + wanted)
 
 
 def _cells(masks: Masks) -> Masks:
     """Return (L, I / 4, J / 4): in which cells of (L, I, J) anything is."""
     count, rows, columns = masks.shape
-    padded = np.pad(masks, [(0, 0), (0, -rows % _CELL), (0, -columns % _CELL)])
-    cells: Masks = padded.reshape(count, padded.shape[1] // _CELL, _CELL, -1, _CELL).any(axis=(2, 4))
+    padded = np.pad(masks, [(0, 0), (0, -rows % CELL), (0, -columns % CELL)])
+    cells: Masks = padded.reshape(count, padded.shape[1] // CELL, CELL, -1, CELL).any(axis=(2, 4))
     return cells
-
-
-def _edges(shape: Sequence[int], box: Box, size: Sequence[int]) -> Masks:
-    """Return (I', J'): what of a box lies at an edge of it that is not the slice's own."""
-    edges = np.zeros(tuple(shape), dtype=bool)
-    if box[0].start > 0:
-        edges[:_RIM] = True
-    if box[0].stop < size[0]:
-        edges[-_RIM:] = True
-    if box[1].start > 0:
-        edges[:, :_RIM] = True
-    if box[1].stop < size[1]:
-        edges[:, -_RIM:] = True
-    return edges
 
 
 def _classes(logits: Array) -> Masks:
