@@ -159,6 +159,24 @@ def test_tasks_lists_trained_untrained_and_broken(bundles: Path, capsys: pytest.
     assert [entries[name]["trained"] for name in sorted(entries)] == [False, False, True]
 
 
+def test_many_labels_are_counted_and_the_table_stays_narrow(bundles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    regions = [{"name": f"region_{n:02}", "code": n, "color": [9, n, 9], "snomed": {}} for n in range(1, 21)]
+    make_bundle(bundles, "head_ct_segmentation", labels=regions)
+    assert main(["tasks"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("head_ct"))
+    assert "region_01, region_02, region_03, region_04 and 16 more " in row
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "ctseg", "tasks"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout and run.stderr
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 141
+
+
 def test_no_bundles_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctseg.registry.bundles_root", lambda: Path("/nowhere"))
     assert "there are no bundles" in _refused(capsys, "tasks")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -117,6 +119,15 @@ def _task_entry(info: BundleInfo) -> dict[str, Any]:
     }
 
 
+def _in_short(names: list[str], room: int = 44) -> str:
+    """Names in a row; what goes beyond the room is counted instead."""
+    shown = names
+    while len(shown) > 1 and len(", ".join(shown)) > room:
+        shown = shown[:-1]
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
 def _tasks(arguments: argparse.Namespace) -> None:
     bundles = find_bundles()
     entries = [_task_entry(info) for info in bundles.values()]
@@ -127,7 +138,7 @@ def _tasks(arguments: argparse.Namespace) -> None:
         raise BundleError(f"there are no bundles in {bundles_root()}; make them with scripts/build_bundles")
     rows = [("task", "version", "modality", "labels", "status", "licence of code / weights")]
     for entry in entries:
-        labels = ", ".join(entry["labels"]) or "-"
+        labels = _in_short(list(entry["labels"])) or "-"
         licence = " / ".join(entry["licence"].get(part, "-") for part in ("code", "weights"))
         rows.append(
             (entry["task"], entry["version"] or "-", entry["modality"] or "-", labels, entry["status"], licence)
@@ -146,7 +157,7 @@ def _tasks(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for what a user can mend, 130 when interrupted.
+    """Run the command line and return its exit code: 0, 2 for what a user can mend, 130 and 141 when it was stopped.
 
     Args:
         argv: the arguments without the program's name; None takes those of the process.
@@ -155,12 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         arguments.own_program = argv is None
         arguments.run(arguments)
+        sys.stdout.flush()
     except CtsegError as error:
         say(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
         say("interrupted; nothing was written")
         return 130
+    except BrokenPipeError:  # `ctseg tasks | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be written at the exit
+        return 128 + signal.SIGPIPE
     return 0
 
 
