@@ -14,7 +14,7 @@ from helpers_bundles import make_bundle
 
 from ctseg import doctorgeometry, doctormachine, doctorservers
 from ctseg.cli import main
-from ctseg.doctor import NOTE, OK, PROBLEM, Finding, examine
+from ctseg.doctorfindings import NOTE, OK, PROBLEM, Finding, examine
 from ctseg.errors import InputError
 
 

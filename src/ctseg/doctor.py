@@ -1,24 +1,18 @@
-"""`ctseg doctor`: what of this machine, its packages and its servers works, each as one line with what to do.
-
-Every check is a function that yields findings; one that fails in an unforeseen way is itself a finding, so that a
-broken machine, the only kind on which this command matters, still gets its list.
-"""
+"""`ctseg doctor`: what of this machine, its packages and its servers works, each as one line with what to do."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ctseg.errors import CtsegError
+from ctseg.doctorfindings import NOTE, OK, PROBLEM, Finding, examine
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-OK, NOTE, PROBLEM = "ok", "note", "problem"
 _MARKS = {OK: "ok  ", NOTE: "note", PROBLEM: "BAD "}
 _EXAMPLES = """examples:
   ctseg doctor                                    this machine
@@ -27,35 +21,6 @@ _EXAMPLES = """examples:
   ctseg doctor my_cts --server http://127.0.0.1:8000    and a MONAI Label server that runs
 
 The exit code is 1 when something is BAD; a note only limits what can be done here."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the list.
-
-    Attributes:
-        name: what was looked at, a word or two.
-        status: "ok", "note" (works, but limits something) or "problem".
-        found: what was found.
-        advice: what to do; empty when there is nothing.
-    """
-
-    name: str
-    status: str
-    found: str
-    advice: str = ""
-
-
-def examine(checks: Iterable[tuple[str, Callable[[], Iterable[Finding]]]]) -> Iterator[Finding]:
-    """Run checks one after the other; what a check raises becomes a finding of its name."""
-    for name, check in checks:
-        try:
-            yield from check()
-        except CtsegError as error:
-            yield Finding(name, PROBLEM, " ".join(str(error).split()))
-        except Exception as error:  # a broken package can raise anything at its import
-            said = " ".join(str(error).split())
-            yield Finding(name, PROBLEM, f"{type(error).__name__}: {said}", "report this line with your versions")
 
 
 def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.doctor import NOTE, OK, PROBLEM, Finding
+from ctseg.doctorfindings import NOTE, OK, PROBLEM, Finding
 
 _SHAPE = (20, 16, 12)
 _SPACING = (1.0, 1.25, 2.0)  # mm along R, A, S

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from ctseg.doctor import NOTE, OK, PROBLEM, Finding
+from ctseg.doctorfindings import NOTE, OK, PROBLEM, Finding
 from ctseg.errors import BundleError
 
 _GIB = 1024**3

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ctseg.doctor import NOTE, OK, PROBLEM, Finding
+from ctseg.doctorfindings import NOTE, OK, PROBLEM, Finding
 from ctseg.doctormachine import Check, disk
 from ctseg.errors import InputError
 
