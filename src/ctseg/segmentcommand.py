@@ -189,10 +189,10 @@ def say(text: str) -> None:
 def _segment(arguments: argparse.Namespace) -> None:
     source: Path = arguments.input
     out: Path = arguments.out
-    if arguments.task is not None and arguments.organs is None and (flat := get_bundle(arguments.task)).flat:
+    if arguments.task is not None and arguments.organs is None and (chosen := get_bundle(arguments.task)).flat:
         from ctseg import flatcommand
 
-        flatcommand.run(flat, arguments, say)
+        flatcommand.run(chosen, arguments, say)
         return
     if cohortcommand.is_asked_for(arguments):
         _segment_many(arguments)
