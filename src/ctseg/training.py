@@ -15,6 +15,7 @@ from ignite.handlers import Checkpoint, EarlyStopping
 from monai.engines import default_prepare_batch
 from torch.nn.functional import interpolate
 
+from ctseg.allocation import keep_freed_memory
 from ctseg.errors import ConfigError
 from ctseg.files import remove_unfinished
 from ctseg.history import History, stalled
@@ -48,6 +49,9 @@ class StartFrom:
 
     def __call__(self, engine: Engine) -> None:
         """Load the checkpoint or the weights; what a killed training left half written goes."""
+        device = getattr(engine.state, "device", None)
+        if device is not None and torch.device(device).type == "cpu":
+            keep_freed_memory()
         if idist.get_rank() == 0:
             remove_unfinished(self.ckpt_dir)
         newest = newest_checkpoint(self.ckpt_dir) if self.resume else None
