@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_cascade import ORGAN, SECOND, bright, phantom_ct, write_cascade
+from helpers_cascade import ORGAN, SECOND, bright, give_weights, phantom_ct, write_cascade, write_task
 from helpers_phantoms import oblique_affine, reoriented, straight_affine, write_dicom, write_itk, write_nifti
 from monai.data import MetaTensor
 from monai.transforms import Compose, Flipd
@@ -162,6 +162,29 @@ def test_masks_are_those_of_the_ordinary_way(
         strict=True,
     ):
         assert np.array_equal(ours.image, theirs.image)
+
+
+_UNET_3D = {
+    "_target_": "monai.networks.nets.UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 1,
+    "channels": [4, 8], "strides": [2], "norm": "instance",
+}  # fmt: skip
+
+
+def test_a_3d_bundle_gets_its_image_plane_by_plane_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_task(
+        tmp_path, "organ_ct", base="volume", bundle="organ_ct_3d_segmentation", network=_UNET_3D, patch=[16, 16, 8]
+    )
+    give_weights(folder)
+    warm, info = Predictors("cpu", folder.parent), get_bundle(folder)
+    path = write_nifti(tmp_path / "ct.nii.gz", *reoriented(phantom_ct(), oblique_affine((3.0, 3.2, 4.1)), "LPS"))
+    expected = Study(path, warm).prediction(info).label_map
+    works: list[Work] = []
+    monkeypatch.setattr("ctseg.budgetstudy.plan", lambda work, limit: [works.append(work), budget.Plan(SLABS, 1, 0)][1])
+    frugal = FrugalStudy(path, [info], warm, "CT", 100 * GIB)
+    assert works[0].streams and works[0].resamples and works[0].activations[0] < 40 * 16 * 16 * 8 * 4
+    found = frugal.prediction(info)
+    assert np.array_equal(found.label_map, expected) and expected.any()
+    assert not np.asarray(frugal.volume.array).any()  # the image was never held
 
 
 def test_a_limit_chooses_the_way_and_refuses_before_reading(tmp_path: Path, warm: Predictors) -> None:

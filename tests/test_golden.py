@@ -69,6 +69,26 @@ def test_a_fast_way_gives_the_golden_masks(way: str, root: Path, golden: dict[st
                 assert found.slices is not None and found.slices.run < found.slices.of
 
 
+def test_the_way_of_a_gpu_gives_the_golden_masks(root: Path, golden: dict[str, np.ndarray]) -> None:
+    """All that is done on a GPU, done by the same code on the CPU: bit for bit the mask of the CPU's own way."""
+    from ctseg import devicegrids, devices
+
+    calls: list[str] = []
+    predictor = Predictor(get_bundle(SECOND, root), "cpu")
+    usual = {name: predictor.predict(root.parent / f"{name}.nii.gz").label_map for name in CASES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "works_there", lambda device: True)
+        for name in ("regridded_there", "resample_labels_there"):
+            true = getattr(devicegrids, name)
+            patch.setattr(devicegrids, name, lambda *a, n=name, f=true, **k: [calls.append(n), f(*a, **k)][1])
+        there = Predictor(get_bundle(SECOND, root), "cpu", {"inferer#half": False})
+        for name in CASES:
+            found = there.predict(root.parent / f"{name}.nii.gz")
+            assert np.array_equal(found.label_map, usual[name]), name
+            check(found.label_map, golden[name], name)
+    assert calls == ["regridded_there", "resample_labels_there"] * len(CASES)
+
+
 def test_a_study_shared_by_two_bundles_gives_the_golden_masks(root: Path, golden: dict[str, np.ndarray]) -> None:
     study = Study(root.parent / "oblique_psr.nii.gz", Predictors("cpu", root))
     other = study.prediction(ORGAN)

@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import PurePosixPath, PureWindowsPath
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,8 @@ from fastapi import UploadFile
 from fastapi.routing import APIRoute
 from starlette.datastructures import UploadFile as _ANY_UPLOAD  # FastAPI's is a child of it
 
+# Set while an inference is answered: MONAI Label then asks the app for all it knows, of which it uses nothing.
+inferring: ContextVar[bool] = ContextVar("inferring", default=False)
 _JSON_FIELDS = ("params", "info", "wsi")
 _IMAGES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".zip", ".dcm")
 _ID = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}")
@@ -69,6 +72,7 @@ def plain(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     def called(**given: Any) -> Any:
         if endpoint.__name__ == "api_run_inference":
             given = _for_inference(given)
+            inferring.set(True)  # of this request alone: each runs in a context of its own
         if endpoint.__name__ == "api_add_image" and not given["image"]:
             given["image"] = _id_of(given["file"])
         for name, value in given.items():

@@ -34,7 +34,7 @@ from app_scores import AllScores, score_routes
 from app_scoring import scoring_of
 from app_sessions import PrivateSessions, session_routes
 from app_studies import StudiesFolder, checked_tag, locate_image, remove_upload
-from app_threads import stock_routes
+from app_threads import inferring, stock_routes
 from app_train import FOLDER, TrainingTask
 from app_train_routes import training_routes
 from app_train_run import end_with_sentence, in_helper_process
@@ -109,6 +109,11 @@ class CtsegApp(MONAILabelApp):
             *proxy_routes(self.studies),
         ]
         return [*ours, *stock_routes()]
+
+    def info(self) -> dict[str, Any]:
+        """Return what is served; within an inference nothing, for it takes as long as a small image."""
+        found: dict[str, Any] = {} if inferring.get() else super().info()
+        return found
 
     def _load_sessions(self, load: bool = False) -> PrivateSessions | None:
         """Open the sessions below the private folder, wherever MONAI Label's own would lie."""

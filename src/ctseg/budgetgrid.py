@@ -14,7 +14,7 @@ import numpy as np
 from monai.transforms import Compose
 from numpy.typing import NDArray
 
-from ctseg.spacing import Affine, _in_plane, _place, _to_old, new_shape, oriented
+from ctseg.spacing import Affine, in_plane, new_shape, place_along, to_old, turn_of, whole
 from ctseg.transforms import LoadVolumed, OpenStudyd, ToGridd
 
 
@@ -23,7 +23,7 @@ class Grid:
     """Where a network's voxels lie.
 
     Attributes:
-        shape: (I, J, K), along left, back and head.
+        shape: (I, J, K), along left, back and head for axial slices (`ctseg.spacing.PLANES`).
         affine: (4, 4), voxel index to RAS mm.
         step: the transform that leads there.
     """
@@ -47,12 +47,12 @@ def network_grid(preprocessing: Compose, shape: Sequence[int], affine: Affine) -
     for step in preprocessing.transforms:
         if isinstance(step, OpenStudyd | LoadVolumed):
             continue
-        plain = isinstance(step, ToGridd) and step.crop_air is None and step.shared and step.plane == "axial"
-        if not plain:
+        if not (isinstance(step, ToGridd) and step.crop_air is None and step.shared):
             return None
-        view, place = oriented(nothing(shape), affine)
-        sizes = new_shape(view.shape, place, step.spacing, step.thick_slices, step.thickest)
-        return Grid(sizes, place @ _to_old(view.shape, sizes, _whole(sizes)), step)
+        axes, _, place = turn_of(shape, affine, plane=step.plane)
+        turned = [int(shape[axis]) for axis in axes]
+        sizes = new_shape(turned, place, step.spacing, step.thick_slices, step.thickest)
+        return Grid(sizes, place @ to_old(turned, sizes, whole(sizes)), step)
     return None
 
 
@@ -74,13 +74,11 @@ def onto_grid(planes: Iterable[NDArray[Any]], shape: Sequence[int], affine: Affi
     Returns:
         (I', J', K') float32.
     """
-    from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(("L", "P", "S")))
-    along, backwards = int(turn[2, 0]), bool(turn[2, 1] < 0)
-    sizes = oriented(nothing(shape), affine)[0].shape
+    axes, flipped, _ = turn_of(shape, affine, plane=grid.step.plane)
+    along = axes.index(2)
+    sizes = [int(shape[axis]) for axis in axes]
     mode = grid.step.mode[0]
-    places = [_place(old, new, (0, new), mode) for old, new in zip(sizes, grid.shape, strict=True)]
+    places = [place_along(old, new, (0, new), mode) for old, new in zip(sizes, grid.shape, strict=True)]
     first, share = places[along].first, places[along].weight
     second = np.where(share > 0, places[along].second, first)
     rows, columns = (place for axis, place in enumerate(places) if axis != along)
@@ -88,21 +86,16 @@ def onto_grid(planes: Iterable[NDArray[Any]], shape: Sequence[int], affine: Affi
     target = np.moveaxis(result, along, 0)
     before: dict[int, NDArray[np.float32]] = {}
     for number, plane in enumerate(planes):
-        here = sizes[along] - 1 - number if backwards else number
+        here = sizes[along] - 1 - number if flipped[along] else number
         wanted = np.flatnonzero((first == here) | (second == here))
         if not wanted.size:
             before = {}
             continue
-        view = np.moveaxis(apply_orientation(plane[:, :, None], turn), along, 0)[0]
-        kept = {**before, here: _in_plane(view, rows, columns)}
+        view = plane[:, :, None].transpose(axes)[tuple(slice(None, None, -1 if flip else None) for flip in flipped)]
+        kept = {**before, here: in_plane(np.moveaxis(view, along, 0)[0], rows, columns)}
         for index in wanted:
             low, high = kept.get(int(first[index])), kept.get(int(second[index]))
             if low is not None and high is not None:
                 target[index] = low + share[index] * (high - low) if share[index] else low
         before = {here: kept[here]}
     return result
-
-
-def _whole(sizes: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    i, j, k = sizes
-    return ((0, i), (0, j), (0, k))

@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 from torch import nn
 
 from ctseg.errors import ConfigError
-from ctseg.inferers import half_on_cpu
+from ctseg.inferers import half_where_fast
 from ctseg.training import PrepareBatch
 
 
@@ -45,7 +45,7 @@ class SliceClassifierInferer(Inferer):
         logits = []
         for batch in slices.split(self.batch_size):
             batch = batch.contiguous(memory_format=torch.channels_last)
-            with half_on_cpu(batch):
+            with half_where_fast(batch):
                 logits.append(network(batch).float())
         if logits[0].ndim != 2:
             raise ConfigError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctseg.errors import BundleError
-from ctseg.registry import BundleInfo, find_bundles, get_bundle, verify_weights
+from ctseg.registry import BundleInfo, get_bundle, verify_weights
 
 INPUT_ORGAN, GATE = "input_organ", "gate"
 # Gives the bundle of a name that the bundle in a folder needs: `sibling`, or another rule such as the version in use.
@@ -58,7 +58,7 @@ def sibling(name: str, bundle: Path, root: Path | None = None) -> BundleInfo:
     """
     folders = (Path(bundle).resolve().parent, *([root] if root else []))
     try:
-        return get_bundle(name, next((folder for folder in folders if name in find_bundles(folder)), None))
+        return get_bundle(name, next((folder for folder in folders if (folder / name / "configs").is_dir()), None))
     except BundleError as error:
         raise BundleError(f"bundle {Path(bundle).name} needs {name}, but {error}") from error
 

@@ -35,6 +35,24 @@ def inference_device(name: str = "auto") -> str:
     return f"cuda:{index}"
 
 
+def works_there(device: str | torch.device) -> bool:
+    """Whether what lies around the network is done on the network's device, too: resampling there and back.
+
+    On a CPU it is NumPy's, slice by slice in threads (`ctseg.spacing`, `ctseg.grids`); elsewhere torch's
+    (`ctseg.devicegrids`), so that an image goes to the device once as it was read and a label map comes back once.
+    """
+    return as_device(device).type != "cpu"
+
+
+def wait_for(device: str) -> None:
+    """Return when a device has done what it was told; a GPU works on while the processor goes ahead."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    torch.cuda.synchronize(device)
+
+
 def use_threads(wanted: int | None) -> None:
     """Let the work on the CPU use so many threads from now on.
 

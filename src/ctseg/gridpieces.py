@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,42 @@ class Piece(ABC):
         """Return the shares or votes (float32) or codes (uint8) of the target's plane i, on the box's J and K."""
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Where the voxels of a target's box lie along one axis of the values that they are interpolated from.
+
+    Attributes:
+        lower: (n,) the value below each.
+        upper: (n,) the one above.
+        weight: (n,) float32, the share of `upper`.
+        inside: (n,) whether the voxel lies on the first grid at all.
+    """
+
+    lower: NDArray[np.intp]
+    upper: NDArray[np.intp]
+    weight: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+
+
+def steps_along(matrix: Affine, source: int, axis: int, part: slice, low: int, count: int, full: int) -> Steps:
+    """Return where a target's voxels lie along an axis of the first grid that runs along the target's.
+
+    Args:
+        matrix: (4, 4), index of the target to index of the first grid.
+        source: the axis of the first grid.
+        axis: the axis of the target.
+        part: of the target, along its axis.
+        low: where on the first grid the values begin.
+        count: how many values there are along the axis.
+        full: voxels of the first grid along it.
+    """
+    place = matrix[source, axis] * np.arange(part.start, part.stop) + matrix[source, 3]
+    inside = (place >= -0.5 - BORDER_VOXELS) & (place <= full - 0.5 + BORDER_VOXELS)
+    place = np.clip(place - low, 0, count - 1)
+    lower = np.floor(place).astype(np.intp)
+    return Steps(lower, np.minimum(lower + 1, count - 1), (place - lower).astype(np.float32), inside)
+
+
 class AlignedPiece(Piece):
     """Both grids have the same axes but for order and direction: one axis after the other, by index and weight."""
 
@@ -51,43 +89,39 @@ class AlignedPiece(Piece):
         signed: bool = False,
     ) -> None:
         super().__init__(code, box, signed)
-        self._weights: list[NDArray[np.float32]] = []
-        self._lower: list[NDArray[np.intp]] = []
-        self._upper: list[NDArray[np.intp]] = []
-        self._inside: list[NDArray[np.bool_]] = []
-        for axis, source in enumerate(axes):
-            steps = np.arange(box[axis].start, box[axis].stop)
-            place = matrix[source, axis] * steps + matrix[source, 3]
-            self._inside.append((place >= -0.5 - BORDER_VOXELS) & (place <= full[source] - 0.5 + BORDER_VOXELS))
-            place = np.clip(place - low[source], 0, values.shape[source] - 1)
-            lower = np.floor(place).astype(np.intp)
-            self._lower.append(lower)
-            self._upper.append(np.minimum(lower + 1, values.shape[source] - 1))
-            self._weights.append((place - lower).astype(np.float32))
+        self._steps = [
+            steps_along(matrix, source, axis, box[axis], low[source], values.shape[source], full[source])
+            for axis, source in enumerate(axes)
+        ]
         values = values.transpose(axes)
-        for axis in sorted((1, 2), key=lambda axis: len(self._lower[axis]) / values.shape[axis]):
+        for axis in quickest(self._steps, values.shape):
             values = self._along(values, axis)
         self._values = values
 
     def _along(self, values: NDArray[Any], axis: int) -> NDArray[Any]:
-        lower = values.take(self._lower[axis], axis=axis)
-        shape = [1, 1, 1]
+        steps, shape = self._steps[axis], [1, 1, 1]
         shape[axis] = -1
-        difference = values.take(self._upper[axis], axis=axis)
+        lower = values.take(steps.lower, axis=axis)
+        difference = values.take(steps.upper, axis=axis)
         difference -= lower
-        difference *= self._weights[axis].reshape(shape)
+        difference *= steps.weight.reshape(shape)
         lower += difference
-        if not self._inside[axis].all():
-            np.copyto(lower, self.outside, where=~self._inside[axis].reshape(shape))
+        if not steps.inside.all():
+            np.copyto(lower, self.outside, where=~steps.inside.reshape(shape))
         return lower
 
     def plane(self, i: int) -> NDArray[Any]:
         """Return plane i of the target, as `Piece` says."""
-        step = i - self.box[0].start
-        lower, upper = self._values[self._lower[0][step]], self._values[self._upper[0][step]]
-        if not self._inside[0][step]:
+        step, steps = i - self.box[0].start, self._steps[0]
+        lower, upper = self._values[steps.lower[step]], self._values[steps.upper[step]]
+        if not steps.inside[step]:
             return np.full_like(lower, self.outside)
-        return lower + self._weights[0][step] * (upper - lower)
+        return lower + steps.weight[step] * (upper - lower)
+
+
+def quickest(steps: Sequence[Steps], shape: Sequence[int]) -> list[int]:
+    """Return the axes 1 and 2 in the order in which they are interpolated: what grows least, first."""
+    return sorted((1, 2), key=lambda axis: len(steps[axis].lower) / shape[axis])
 
 
 class TiltedPiece(Piece):

@@ -68,7 +68,7 @@ def resample_labels(
     if certainty is not None and certainty.shape != labels.shape:
         raise GeometryError(f"the labels have the shape {labels.shape}, and their certainty {certainty.shape}")
     labels = labels.astype(np.uint8, copy=False)
-    axes = _aligned_axes(matrix, shape)
+    axes = aligned_axes(matrix, shape)
     if order == "nearest" and axes is not None:
         return _by_index(labels, matrix, shape, axes)
     result = np.zeros(shape, dtype=np.uint8)
@@ -128,7 +128,7 @@ def _pieces(
     for code, slices in found:
         low = tuple(max(0, part.start - 1) for part in slices)
         high = tuple(min(size, part.stop + 1) for size, part in zip(full, slices, strict=True))
-        box = _reach(slices, inverse, shape)
+        box = reach(slices, inverse, shape)
         if box is None:
             continue
         part = tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))
@@ -153,7 +153,7 @@ def _values(
     return np.where(inside, votes, -votes) if signed else votes * inside
 
 
-def _aligned_axes(matrix: Affine, shape: Shape) -> Shape | None:
+def aligned_axes(matrix: Affine, shape: Shape) -> Shape | None:
     """Return for each target axis the axis of the first grid that runs along it, or None where they are tilted."""
     strengths = np.abs(matrix[:3, :3])
     axes = tuple(int(axis) for axis in strengths.argmax(axis=0))
@@ -164,7 +164,7 @@ def _aligned_axes(matrix: Affine, shape: Shape) -> Shape | None:
     return (axes[0], axes[1], axes[2])
 
 
-def _reach(slices: Sequence[slice], inverse: Affine, shape: Shape) -> Box | None:
+def reach(slices: Sequence[slice], inverse: Affine, shape: Shape) -> Box | None:
     """Return the target's box in which linear interpolation of the voxels in `slices` can be above zero."""
     ends = [(part.start - 1.0, float(part.stop)) for part in slices]
     corners = np.array([[i, j, k, 1.0] for i in ends[0] for j in ends[1] for k in ends[2]]).T

@@ -50,13 +50,19 @@ class SlicewiseInferer(Inferer):
         probe: distance of the probes in slices; 1 runs every slice at once.
         margin: slices that are run beyond the empty probes.
         region: values of `ctseg.coarseregion.Region`; None lets every piece count and runs whole slices.
+        half: run the network in bfloat16; None: where the device multiplies in it (`computes_in_half`).
 
     Raises:
         ConfigError: for a `batch_size` or `probe` below 1, a negative `margin`, or as `Region`.
     """
 
     def __init__(
-        self, batch_size: int = 8, probe: int = 1, margin: int = 0, region: Mapping[str, Any] | None = None
+        self,
+        batch_size: int = 8,
+        probe: int = 1,
+        margin: int = 0,
+        region: Mapping[str, Any] | None = None,
+        half: bool | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or probe < 1 or margin < 0:
@@ -68,6 +74,7 @@ class SlicewiseInferer(Inferer):
         self.probe = probe
         self.margin = margin
         self.region = Region(**(region or {}))
+        self.half = half
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return logits of shape (1, K, I, J, S) for a volume of shape (1, C, I, J, S), on its device, float32.
@@ -82,7 +89,7 @@ class SlicewiseInferer(Inferer):
             raise ConfigError(f"SlicewiseInferer got a tensor {tuple(inputs.shape)}: expected (1, C, I, J, S).")
         volume = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         opened = inputs.meta.get("run_slices") if isinstance(inputs, MetaTensor) else None
-        run = _Run(volume[0], network, self.batch_size)
+        run = _Run(volume[0], network, self.batch_size, self.half)
         if opened is None:
             self._probed(run, list(range(volume.shape[-1])), widen=True)
         else:
@@ -142,8 +149,8 @@ class _Run:
         masks: slice -> (L, I, J) bool, one for each class, of the slices that were run whole.
     """
 
-    def __init__(self, volume: torch.Tensor, network: Network, batch_size: int) -> None:
-        self.volume, self._network, self._batch_size = volume, network, batch_size
+    def __init__(self, volume: torch.Tensor, network: Network, batch_size: int, half: bool | None = None) -> None:
+        self.volume, self._network, self._batch_size, self._half = volume, network, batch_size, half
         self.logits: torch.Tensor | None = None
         self.done: set[int] = set()
         self.masks: dict[int, torch.Tensor] = {}
@@ -173,7 +180,7 @@ class _Run:
         """Run one batch, note its logits, and return them: (B, K, I', J')."""
         chosen = self.volume[:, box[0], box[1]][..., batch]
         slices = chosen.permute(3, 0, 1, 2).contiguous(memory_format=torch.channels_last)
-        with half_on_cpu(slices):
+        with half_where_fast(slices, self._half):
             predicted = self._network(slices).float()
         if self.logits is None:
             self.logits = _background(predicted, self.volume)
@@ -211,6 +218,19 @@ def _in_half(inputs: torch.Tensor) -> bool:
 def half_on_cpu(inputs: torch.Tensor) -> AbstractContextManager[Any]:
     """Return the context in which a network runs on `inputs`: bfloat16 on a CPU that has it, else nothing special."""
     return torch.autocast("cpu", dtype=torch.bfloat16) if _in_half(inputs) else nullcontext()
+
+
+def half_where_fast(inputs: torch.Tensor, half: bool | None = None) -> AbstractContextManager[Any]:
+    """Return the context in which a network is used on `inputs`: bfloat16 where that is fast, unless it is said."""
+    wanted = computes_in_half(inputs.device) if half is None else half
+    return torch.autocast(inputs.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+
+
+def computes_in_half(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware: a CPU with AVX-512 BF16 or AMX, a CUDA GPU from Ampere on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and cpu_has_bfloat16()
 
 
 def cpu_has_bfloat16() -> bool:

@@ -7,9 +7,7 @@ The transforms, the network and the inferer are those that the bundle's `inferen
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -19,11 +17,12 @@ from numpy.typing import NDArray
 
 from ctseg.dependencies import Find, check_dependencies, sibling
 from ctseg.devices import as_device, inference_device
-from ctseg.errors import BundleError, CtsegError
+from ctseg.errors import BundleError
 from ctseg.items import volume_of
 from ctseg.quality import Quality, calibrations_of, estimate
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, verify_weights
+from ctseg.stages import sentences, stage, tell_apart
 from ctseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -120,6 +119,7 @@ class Predictor:
     ) -> None:
         from monai.bundle import ConfigParser
 
+        from ctseg.ondevice import prepare_there
         from ctseg.runtimes import chosen_runtime, runtime_network
         from ctseg.weights import load_weights
 
@@ -136,6 +136,7 @@ class Predictor:
             parser[name] = value
         self._gate: str | None = self._part(parser, "gate") if "gate" in parser else None
         self._preprocessing = self._part(parser, "preprocessing")
+        prepare_there(self._preprocessing, self.device)
         self._postprocessing = _without_saving(self._part(parser, "postprocessing"))
         self._inferer = self._part(parser, "inferer")
         self.runtime = chosen_runtime(bundle, runtime, self.device)
@@ -186,7 +187,7 @@ class Predictor:
             CtsegError: as `predict`.
         """
         seconds: dict[str, float] = {}
-        with _stage("read", seconds, progress):
+        with stage("read", seconds, progress):
             volume, study = self._read(source)
         with self._lock:
             return volume, self._run(volume, study, seconds, progress), seconds
@@ -200,6 +201,11 @@ class Predictor:
     def parts(self) -> tuple[Any, Any]:
         """The preprocessing and the inferer, as the bundle declares them."""
         return self._preprocessing, self._inferer
+
+    @property
+    def finishing(self) -> Any:
+        """The postprocessing as the bundle declares it, without what writes files."""
+        return self._postprocessing
 
     def explore(
         self,
@@ -226,7 +232,7 @@ class Predictor:
                 logits: torch.Tensor = self._inferer(image, self._network)
             return logits
 
-        with torch.inference_mode(), _sentences():
+        with torch.inference_mode(), sentences():
             return look(self._preprocessing(opened)["image"][None].to(as_device(self.device)), run, self._network)
 
     def value(self, name: str) -> Any:
@@ -253,18 +259,18 @@ class Predictor:
 
         from ctseg.transforms.organs import WAITED
 
-        with _sentences(), torch.inference_mode():
-            with _stage("preprocess", seconds, progress):
+        with sentences(), torch.inference_mode():
+            with stage("preprocess", seconds, progress, self.device):
                 opened: dict[str, Any] = {"image": volume} if study is None else {"image": volume, "study": study}
                 item: dict[str, Any] = self._preprocessing(opened)
                 batch = item["image"][None].to(as_device(self.device))
-            _tell_apart(seconds, item["image"].meta.pop(WAITED, {}))
-            with _stage("network", seconds, progress):
+            tell_apart(seconds, item["image"].meta.pop(WAITED, {}))
+            with stage("network", seconds, progress, self.device):
                 item["pred"] = self._inferer(batch, self._network)[0]
                 del batch
             told = getattr(item["pred"], "meta", {})  # which the way back to the source's grid drops
             item["slices_run"] = {key: told.get(key) for key in ("slices_run", "slices")}
-            with _stage("postprocess", seconds, progress):
+            with stage("postprocess", seconds, progress, self.device):
                 if self.bundle.segments and self.bundle.needs_weights:
                     names = [str(entry["name"]) for entry in self.bundle.label_entries]
                     item["quality"] = estimate(item["pred"], names, self._calibrations)
@@ -294,29 +300,3 @@ def _without_saving(steps: Any) -> Any:
 
     saving = (SaveMaskd, SavePresenced, SaveFlatMaskd)
     return Compose([step for step in steps.transforms if not isinstance(step, saving)])
-
-
-def _tell_apart(seconds: dict[str, float], waited: Mapping[str, float]) -> None:
-    """Give the time that the preprocessing waited for other bundles an entry of its own, before it."""
-    own = seconds.pop("preprocess") - sum(waited.values())
-    seconds.update({**waited, "preprocess": max(0.0, own)})
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """MONAI wraps what a transform raises; the sentence inside is the one for the user."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error.__cause__, CtsegError):
-            raise error.__cause__ from error
-        raise
-
-
-@contextmanager
-def _stage(name: str, seconds: dict[str, float], progress: Callable[[str], None] | None) -> Iterator[None]:
-    if progress is not None:
-        progress(name)
-    start = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - start

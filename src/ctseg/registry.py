@@ -262,12 +262,13 @@ def get_bundle(name: str | Path, root: Path | None = None) -> BundleInfo:
     Raises:
         BundleError: there is no such bundle (the message lists the known ones), or its metadata is broken.
     """
-    known = find_bundles(root)
-    info = known.get(str(name))
-    if info is None and (Path(name) / "configs").is_dir():
-        info = _read_bundle(Path(name))
+    below = bundles_root() if root is None else Path(root)
+    plain = str(name) == Path(name).name and not str(name).startswith(".")
+    # Only this one's files are read: a server asks for several bundles in each request.
+    folders = [below / name] * plain + [Path(name)]
+    info = next((_read_bundle(folder) for folder in folders if (folder / "configs").is_dir()), None)
     if info is None:
-        listed = ", ".join(known) or f"none in {bundles_root() if root is None else root}"
+        listed = ", ".join(find_bundles(root)) or f"none in {below}"
         raise BundleError(
             f"there is no bundle {str(name)!r}; the known ones are: {listed}; name one of them, "
             f"or the path of a bundle folder that has configs/metadata.json"

@@ -53,18 +53,32 @@ def oriented(
         axcodes: where the new axes run to.
         plane: of `PLANES`; the axis across it comes last.
     """
-    from nibabel.orientations import (
-        apply_orientation,
-        axcodes2ornt,
-        inv_ornt_aff,
-        io_orientation,
-        ornt_transform,
-    )
+    axes, flipped, turned = turn_of(array.shape, affine, axcodes, plane)
+    return array.transpose(axes)[tuple(slice(None, None, -1 if flip else None) for flip in flipped)], turned
+
+
+def turn_of(
+    shape: Sequence[int], affine: Affine, axcodes: str = "LPS", plane: str = "axial"
+) -> tuple[tuple[int, int, int], tuple[bool, bool, bool], Affine]:
+    """Return how a volume's axes are exchanged and flipped by `oriented`, without the volume.
+
+    Args:
+        shape: (I, J, K).
+        affine: as for `oriented`, as the next two.
+        axcodes: see there.
+        plane: see there.
+
+    Returns:
+        For each new axis the old one, and whether it runs backwards; and the new affine.
+    """
+    from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(axcodes)))
-    axes = PLANES[plane]
-    turned = affine @ inv_ornt_aff(turn, array.shape)
-    return apply_orientation(array, turn).transpose(axes), turned[:, [*axes, 3]]
+    order = PLANES[plane]
+    old = [int(np.flatnonzero(turn[:, 0] == axis)[0]) for axis in order]
+    flipped = [bool(turn[axis, 1] < 0) for axis in old]
+    turned = (affine @ inv_ornt_aff(turn, tuple(shape)))[:, [*order, 3]]
+    return (old[0], old[1], old[2]), (flipped[0], flipped[1], flipped[2]), turned
 
 
 def new_shape(
@@ -118,7 +132,7 @@ def body_box(
     for axis in (0, 1):
         hits = np.flatnonzero(body.any(axis=(1 - axis, 2))) * steps[axis]
         if not hits.size:
-            return ((0, int(shape[0])), (0, int(shape[1])), (0, int(shape[2])))
+            return whole(shape)
         # What was not looked at reaches to the next voxel that was.
         beyond = steps[axis] + margin_mm / mm[axis]
         ratio = shape[axis] / array.shape[axis]
@@ -145,8 +159,8 @@ def regridded(
         box: first and last + 1 index of the part of the new grid that is wanted; None for all of it.
         threads: how many slices are worked on at once.
     """
-    wanted = box or ((0, int(shape[0])), (0, int(shape[1])), (0, int(shape[2])))
-    i, j, k = (_place(old, new, ends, mode) for old, new, ends in zip(array.shape, shape, wanted, strict=True))
+    wanted = box or whole(shape)
+    i, j, k = (place_along(old, new, ends, mode) for old, new, ends in zip(array.shape, shape, wanted, strict=True))
     result = np.empty(tuple(end - start for start, end in wanted), dtype=np.float32)
 
     def work(numbers: range) -> None:
@@ -154,7 +168,7 @@ def regridded(
         for number in numbers:
             for source in (int(k.first[number]), int(k.second[number])):
                 if source not in kept:
-                    kept[source] = _in_plane(array[:, :, source], i, j)
+                    kept[source] = in_plane(array[:, :, source], i, j)
             low, high, share = kept[int(k.first[number])], kept[int(k.second[number])], k.weight[number]
             result[:, :, number] = low if not share else low + share * (high - low)
             kept = {source: plane for source, plane in kept.items() if source >= k.first[number]}
@@ -163,10 +177,24 @@ def regridded(
     with ThreadPoolExecutor(len(parts)) as pool:
         for done in [pool.submit(work, part) for part in parts]:
             done.result()
-    return result, np.asarray(affine, dtype=np.float64) @ _to_old(array.shape, shape, wanted)
+    return result, np.asarray(affine, dtype=np.float64) @ to_old(array.shape, shape, wanted)
 
 
-def _place(old: int, new: int, ends: tuple[int, int], mode: Mode) -> Place:
+def whole(shape: Sequence[int]) -> Box:
+    """Return the box of a whole grid."""
+    i, j, k = (int(size) for size in shape)
+    return ((0, i), (0, j), (0, k))
+
+
+def place_along(old: int, new: int, ends: tuple[int, int], mode: Mode) -> Place:
+    """Return where the voxels of a new grid lie along one axis of an old one over the same field of view.
+
+    Args:
+        old: voxels of the old grid along the axis.
+        new: those of the new one.
+        ends: first and last + 1 of the new ones that are wanted.
+        mode: as for `regridded`; for "nearest" the weights are 0.
+    """
     centres = (np.arange(ends[0], ends[1]) + 0.5) * (old / new) - 0.5
     if mode == "nearest":
         # A centre on the border of two voxels belongs to the upper one, whatever the last bits say.
@@ -177,10 +205,10 @@ def _place(old: int, new: int, ends: tuple[int, int], mode: Mode) -> Place:
     return Place(first, np.minimum(first + 1, old - 1), np.maximum(0, centres - first).astype(np.float32))
 
 
-def _in_plane(plane: NDArray[Any], i: Place, j: Place) -> NDArray[np.float32]:
-    """Interpolate a slice along both its axes, first along the one whose lines lie together in memory."""
+def in_plane(plane: NDArray[Any], i: Place, j: Place) -> NDArray[np.float32]:
+    """Interpolate a slice (I, J) along both its axes, first along the one whose lines lie together in memory."""
     if abs(plane.strides[0]) < abs(plane.strides[1]):
-        return _in_plane(plane.T, j, i).T
+        return in_plane(plane.T, j, i).T
     rows = plane[i.first].astype(np.float32)
     if i.weight.any():
         rows += i.weight[:, None] * (plane[i.second] - rows)
@@ -197,8 +225,14 @@ def _parts(count: int, parts: int) -> Iterator[range]:
         yield range(start, end)
 
 
-def _to_old(old: Sequence[int], new: Sequence[int], box: Box) -> Affine:
-    """Return the (4, 4) that takes an index of the new grid's box to one of the old grid."""
+def to_old(old: Sequence[int], new: Sequence[int], box: Box) -> Affine:
+    """Return the (4, 4) that takes an index of the new grid's box to one of the old grid.
+
+    Args:
+        old: (I, J, K) of the old grid.
+        new: of the new one, over the same field of view.
+        box: first and last + 1 index of the part of the new grid that is meant.
+    """
     matrix = np.eye(4)
     for axis, (n, m, (start, _)) in enumerate(zip(old, new, box, strict=True)):
         matrix[axis, axis] = n / m

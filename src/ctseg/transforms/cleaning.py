@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ctseg.boxes import box_of, grown_box
 from ctseg.cleanrules import Rules, fill_holes, rules_of
 from ctseg.errors import ConfigError
 from ctseg.sentences import said_plainly
@@ -58,30 +60,46 @@ class CleanUpd(MapTransform):
             labels = item[key]
             require_place(labels, key, "the size of a piece", "CleanUpd")
             kept = torch.zeros_like(labels.as_tensor())
-            filled = torch.zeros_like(kept)
+            filled = (
+                torch.zeros_like(kept) if any(rules.fill_holes != "none" for rules in self.rules.values()) else None
+            )
             for organ, code in self.codes.items():
                 self._clean(labels, code, self.rules[organ], kept, filled)
-            item[key] = MetaTensor(torch.where(kept == 0, filled, kept), meta=labels.meta)
+            item[key] = MetaTensor(kept if filled is None else torch.where(kept == 0, filled, kept), meta=labels.meta)
         return item
 
-    def _clean(self, labels: MetaTensor, code: int, rules: Rules, kept: torch.Tensor, filled: torch.Tensor) -> None:
+    def _clean(
+        self, labels: MetaTensor, code: int, rules: Rules, kept: torch.Tensor, filled: torch.Tensor | None
+    ) -> None:
         """Write the organ into `kept`, and what it fills into `filled` where nothing is."""
-        from ctseg.pairing import axial_axis
-
         organ = labels.as_tensor() == code
-        if not organ.any():
+        box = box_of(organ[0])
+        if box is None:
             return
-        if rules.keep != "all":
-            radius = rules.radius_mm if rules.keep == "core" else 0.0
-            organ = _apply(KeepLargestCored("pred", radius, rules.reach_mm), organ, labels)
-        whole = organ
-        if rules.fill_holes != "none":
-            axis = axial_axis(np.asarray(labels.affine, dtype=np.float64)) if rules.fill_holes == "axial" else None
-            whole = torch.from_numpy(fill_holes(organ[0].cpu().numpy(), axis))[None].to(organ.device)
-        if rules.min_ml:  # a shell is as large as what it encloses
-            whole = _apply(RemoveSmallPiecesd("pred", rules.min_ml), whole, labels)
-        kept[organ & whole] = code
-        filled[whole & ~organ & (filled == 0)] = code
+        # Only the organ's box is worked on, with the margin that a core is looked for in.
+        spacing = np.linalg.norm(np.asarray(labels.affine, dtype=np.float64)[:3, :3], axis=0)
+        margin = [2 + math.ceil(rules.radius_mm / size) for size in spacing]
+        part = (slice(None), *grown_box(box, margin, organ.shape[1:]))
+        organ, whole = _ruled(organ[part], labels, rules)
+        kept[part].masked_fill_(organ & whole, code)
+        if filled is not None:
+            filled[part].masked_fill_(whole & ~organ & (filled[part] == 0), code)
+
+
+def _ruled(organ: torch.Tensor, labels: MetaTensor, rules: Rules) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what is kept of an organ (1, I, J, K), and that with its holes filled and its small pieces gone."""
+    from ctseg.pairing import axial_axis
+
+    if rules.keep != "all":
+        radius = rules.radius_mm if rules.keep == "core" else 0.0
+        organ = _apply(KeepLargestCored("pred", radius, rules.reach_mm), organ, labels)
+    whole = organ
+    if rules.fill_holes != "none":
+        axis = axial_axis(np.asarray(labels.affine, dtype=np.float64)) if rules.fill_holes == "axial" else None
+        whole = torch.from_numpy(fill_holes(organ[0].cpu().numpy(), axis))[None].to(organ.device)
+    if rules.min_ml:  # a shell is as large as what it encloses
+        whole = _apply(RemoveSmallPiecesd("pred", rules.min_ml), whole, labels)
+    return organ, whole
 
 
 def _apply(step: MapTransform, mask: torch.Tensor, like: MetaTensor) -> torch.Tensor:

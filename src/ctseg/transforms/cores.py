@@ -10,8 +10,8 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from torch.nn.functional import max_pool3d
 
+from ctseg.boxes import box_of, grown_box
 from ctseg.errors import ConfigError
 from ctseg.transforms.pieces import require_place
 
@@ -56,7 +56,7 @@ class KeepLargestCored(MapTransform):
             spacing = np.sqrt((np.asarray(labels.affine, dtype=np.float64)[:3, :3] ** 2).sum(axis=0))
             plain = labels.as_tensor()[0]
             kept = torch.zeros_like(plain)
-            for code in torch.unique(plain).tolist():
+            for code in _codes(plain):
                 if code:
                     self._keep(plain == code, spacing, kept, code)
             item[key] = MetaTensor(kept[None], meta=labels.meta)
@@ -65,13 +65,12 @@ class KeepLargestCored(MapTransform):
     def _keep(self, mask: torch.Tensor, spacing: np.ndarray, kept: torch.Tensor, code: int) -> None:
         """Write the kept part of one label into `kept`, working in the label's box only."""
         margin = _voxels(self.radius_mm, spacing)
-        box = []
-        for axis, (extra, size) in enumerate(zip(margin, mask.shape, strict=True)):
-            others = tuple(other for other in range(3) if other != axis)
-            where = torch.nonzero(mask.any(dim=others[1]).any(dim=others[0])).ravel()
-            # A margin of background, so that the label ends inside the box; the image's own edge does not erode.
-            box.append(slice(max(0, int(where[0]) - extra - 1), min(size, int(where[-1]) + extra + 2)))
-        inside = mask[tuple(box)]
+        around = box_of(mask)
+        if around is None:
+            return
+        # A margin of background, so that the label ends inside the box; the image's own edge does not erode.
+        box = grown_box(around, [extra + 1 for extra in margin], mask.shape)
+        inside = mask[box]
         core = ~_grown(~inside, margin)
         if self.radius_mm == 0 or not core.any():
             part = _largest_piece(inside)
@@ -80,7 +79,7 @@ class KeepLargestCored(MapTransform):
             step = _voxels(_STEP_MM, spacing)
             for _ in range(round((self.radius_mm + self.reach_mm) / _STEP_MM)):
                 part = _grown(part, step) & inside
-        kept[tuple(box)][part] = code
+        kept[box].masked_fill_(part, code)
 
 
 def _voxels(mm: float, spacing: np.ndarray) -> list[int]:
@@ -89,14 +88,23 @@ def _voxels(mm: float, spacing: np.ndarray) -> list[int]:
 
 def _grown(mask: torch.Tensor, voxels: Sequence[int]) -> torch.Tensor:
     """Dilate by a box of so many voxels to each side; beyond the border there is nothing to grow from."""
-    grown = mask[None, None].to(torch.float32)
     for axis, extra in enumerate(voxels):
-        if extra:
-            size = [1, 1, 1]
-            padding = [0, 0, 0]
-            size[axis], padding[axis] = 2 * extra + 1, extra
-            grown = max_pool3d(grown, size, stride=1, padding=padding)
-    return grown[0, 0] > 0
+        size, done = mask.shape[axis], 0
+        while done < extra:
+            step = min(done + 1, extra - done)  # what has grown by r, moved by r + 1 to both sides, leaves no gap
+            grown = mask.clone()
+            if step < size:
+                grown.narrow(axis, step, size - step).logical_or_(mask.narrow(axis, 0, size - step))
+                grown.narrow(axis, 0, size - step).logical_or_(mask.narrow(axis, step, size - step))
+            mask, done = grown, done + step
+    return mask
+
+
+def _codes(labels: torch.Tensor) -> list[int]:
+    """Return the values of a label map, ascending; of bytes they are counted, which is quicker than sorting."""
+    if labels.dtype != torch.uint8:
+        return [int(code) for code in torch.unique(labels).tolist()]
+    return [int(code) for code in torch.nonzero(torch.bincount(labels.flatten()))[:, 0].tolist()]
 
 
 def _largest_piece(mask: torch.Tensor) -> torch.Tensor:

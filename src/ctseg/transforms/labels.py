@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ctseg.boxes import box_of, grown_box
 from ctseg.datalist import NOT_ANNOTATED
 from ctseg.errors import ConfigError
 from ctseg.items import check_same_grid, volume_of
@@ -135,7 +136,8 @@ class ToLabelMapd(MapTransform):
         thresholds: of probability, one for each class, above 0 and below 1; None in place of one, or of all, as above.
         certainty: under this name the item gets how sure the network is of each voxel's label, (1, ...) uint8, for
             `RestoreGridd`: how far its logit is from what would have changed the label, in steps of 1/32 from 1/32 up
-            to 8; for "softmax" with thresholds all voxels count alike. None leaves it out.
+            to 8, which stands where no label is near; for "softmax" with thresholds all voxels count alike. None
+            leaves it out.
 
     Raises:
         ConfigError: for an unknown activation or a threshold that cannot work, or channels that do not fit the codes.
@@ -171,10 +173,22 @@ class ToLabelMapd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             output = item[key]
+            plain = output.as_tensor() if isinstance(output, MetaTensor) else output
             item[key] = self._label_map(output)
             if self.certainty is not None:
-                item[self.certainty] = self._certainty(output.as_tensor() if isinstance(output, MetaTensor) else output)
+                item[self.certainty] = self._certainty_around(plain, item[key])
         return item
+
+    def _certainty_around(self, plain: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """How sure each voxel is where a label or its neighbour is: nothing else has a say in where a border lies."""
+        if plain.ndim != 4:
+            return self._certainty(plain)
+        around = box_of(labels.as_tensor()[0] if isinstance(labels, MetaTensor) else labels[0])
+        sure = torch.full((1, *plain.shape[1:]), 255, dtype=torch.uint8, device=plain.device)
+        if around is not None:
+            part = (slice(None), *grown_box(around, (1, 1, 1), plain.shape[1:]))
+            sure[part] = self._certainty(plain[part])
+        return sure
 
     def _certainty(self, plain: torch.Tensor) -> torch.Tensor:
         """Distance of each voxel's logits from the next label's, (1, ...) uint8."""
@@ -208,6 +222,8 @@ class ToLabelMapd(MapTransform):
         table = torch.tensor([0, *self.codes], dtype=torch.uint8, device=plain.device)
         if background and all(threshold is None for threshold in self.thresholds):
             result = table[plain.argmax(dim=0, keepdim=True)]
+        elif not background and len(self.codes) == 1:
+            result = (plain > self._level(self.thresholds[0])).to(torch.uint8).mul_(self.codes[0])
         else:
             result = table[self._above(plain)]
         return MetaTensor(result, meta=output.meta) if isinstance(output, MetaTensor) else result

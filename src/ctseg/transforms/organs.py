@@ -76,7 +76,7 @@ class AddOrgansd(MapTransform):
             for labels, code in maps:
                 there = resample_labels(labels, source, here, image.shape[1:], order="nearest")
                 channels.append(there if code is None else (there == code).astype(np.uint8))
-            added = torch.from_numpy(np.stack(channels)).to(image.device, torch.float32)
+            added = torch.from_numpy(np.stack(channels)).to(image.device).to(torch.float32)  # bytes go to the device
             joined = torch.cat([image.as_tensor().to(torch.float32), added])
             item[key] = MetaTensor(joined, meta={**image.meta, **({WAITED: waited} if waited else {})})
         return item

@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ctseg import devices
 from ctseg.cases import case_name
 from ctseg.errors import GeometryError
 from ctseg.transforms.loading import to_volume
@@ -48,8 +49,6 @@ class RestoreGridd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with uint8 label maps of shape (1, I, J, K) on the source's grid."""
-        from ctseg.gridslabs import resample_labels_lean
-
         item = dict(data)
         image = item[self.like]
         certainty = item.pop(self.certainty, None)
@@ -57,15 +56,9 @@ class RestoreGridd(MapTransform):
             labels = item[key]
             self._check(labels, image, str(key))
             source = to_volume(image.meta)
-            restored = resample_labels_lean(
-                np.asarray(labels[0].cpu()),
-                from_affine=np.asarray(labels.affine, dtype=np.float64),
-                to_affine=source.affine,
-                to_shape=source.shape,
-                certainty=None if certainty is None or not _finer(source, labels) else np.asarray(certainty[0].cpu()),
-            )
+            sure = certainty[0] if certainty is not None and _finer(source, labels) else None
             meta = {**image.meta, "affine": torch.as_tensor(source.affine)}
-            item[key] = MetaTensor(torch.from_numpy(restored)[None], meta=meta)
+            item[key] = MetaTensor(_restored(labels, source, sure)[None], meta=meta)
         return item
 
     def _check(self, labels: Any, image: MetaTensor, key: str) -> None:
@@ -80,6 +73,19 @@ class RestoreGridd(MapTransform):
                 f"The label map {key!r} of grid {tuple(labels.shape[1:])} does not lie on the preprocessed image's "
                 f"grid {tuple(image.shape[1:])}: a step between the network and RestoreGridd moved it; mend that step."
             )
+
+
+def _restored(labels: MetaTensor, source: Volume, certainty: torch.Tensor | None) -> torch.Tensor:
+    """Return the labels on the source's grid (I, J, K), uint8, on the device where they were resampled."""
+    plain, place = labels.as_tensor()[0], np.asarray(labels.affine, dtype=np.float64)
+    if devices.works_there(plain.device):
+        from ctseg.devicegrids import resample_labels_there
+
+        return resample_labels_there(plain, place, source.affine, source.shape, certainty)
+    from ctseg.gridslabs import resample_labels_lean
+
+    sure = None if certainty is None else np.asarray(certainty)
+    return torch.from_numpy(resample_labels_lean(plain.numpy(), place, source.affine, source.shape, sure))
 
 
 def _finer(source: Volume, labels: MetaTensor) -> bool:

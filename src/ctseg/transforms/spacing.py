@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from ctseg.errors import ConfigError
-from ctseg.spacing import PLANES, Box, body_box, new_shape, oriented, regridded
+from ctseg.spacing import PLANES, Box, body_box, new_shape, oriented, regridded, to_old, turn_of, whole
 
 _MODES = ("bilinear", "nearest")
 
@@ -36,6 +36,10 @@ class ToGridd(MapTransform):
         crop_air: `above_hu` and `margin_mm` of `ctseg.spacing.body_box`, which is then found in the first key; None
             keeps the whole field of view.
         shared: the first key is the study's own image, unchanged, so its result may be shared.
+
+    Attributes:
+        device: where the work is done and the result lies (`ctseg.devices.works_there`); None, as it is made, is the
+            processor, on which the loaders of a training run.
 
     Raises:
         ConfigError: for another mode, a spacing that is not above 0, or an unknown value of `crop_air`.
@@ -61,6 +65,7 @@ class ToGridd(MapTransform):
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.crop_air = dict(crop_air) if crop_air and modality.upper() == "CT" else None
         self.shared = shared
+        self.device: torch.device | None = None
         new_shape((1, 1, 1), np.eye(4), self.spacing)
         if plane not in PLANES:
             raise ConfigError(f"The plane {plane!r} is not known: expected one of {', '.join(PLANES)}; correct it.")
@@ -83,9 +88,9 @@ class ToGridd(MapTransform):
                 array, affine = study.prepared(self.shared_as, lambda t=tensor, m=mode, b=box: self._regridded(t, m, b))
             else:
                 array, affine = self._regridded(tensor, mode, box)
-            item[key] = MetaTensor(
-                torch.from_numpy(array)[None], meta={**tensor.meta, "affine": torch.as_tensor(affine)}
-            )
+            # What a study read plane by plane was made on the processor, and is small by now.
+            placed = torch.as_tensor(array, device=self.device)
+            item[key] = MetaTensor(placed[None], meta={**tensor.meta, "affine": torch.as_tensor(affine)})
         return item
 
     @property
@@ -103,7 +108,20 @@ class ToGridd(MapTransform):
         shape = new_shape(array.shape, affine, self.spacing, self.thick_slices, self.thickest)
         return body_box(array, affine, shape, **(self.crop_air or {}))
 
-    def _regridded(self, tensor: MetaTensor, mode: Any, box: Box | None) -> tuple[np.ndarray, np.ndarray]:
+    def _regridded(self, tensor: MetaTensor, mode: Any, box: Box | None) -> tuple[Any, np.ndarray]:
+        if self.device is not None:
+            return self._regridded_there(tensor.as_tensor()[0].to(self.device), tensor.affine.numpy(), mode, box)
         array, affine = self._view(tensor)
         shape = new_shape(array.shape, affine, self.spacing, self.thick_slices, self.thickest)
         return regridded(array, affine, shape, mode, box, torch.get_num_threads())
+
+    def _regridded_there(
+        self, image: torch.Tensor, affine: np.ndarray, mode: Any, box: Box | None
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        from ctseg.devicegrids import regridded_there
+
+        axes, flipped, place = turn_of(image.shape, np.asarray(affine, dtype=np.float64), plane=self.plane)
+        view = image.permute(axes)
+        shape = new_shape(view.shape, place, self.spacing, self.thick_slices, self.thickest)
+        moved = regridded_there(view, flipped, shape, mode, box)
+        return moved, place @ to_old(view.shape, shape, box or whole(shape))
