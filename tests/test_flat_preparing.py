@@ -210,7 +210,7 @@ def test_the_split_of_a_services_folders_is_kept_where_no_patient_stands_on_two_
     for side, names in parts.items():
         renamed = [f"{name}_png.rf.0{index}e1f2.jpg" for index, name in enumerate(names)]
         for index, name in enumerate(renamed):
-            picture(source / side / name, 10 * ord(side[0]) + index)
+            picture(source / side / name, 10 * ord(side[1]) + index)
         square_of(*renamed, folder=source / side)
     cases, report = prepared(source, "coco", "--patient", r"^(\w)_\d$")
     assert {case["case_id"]: case["patient"] for case in cases} == {
