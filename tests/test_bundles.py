@@ -19,6 +19,7 @@ from monai.data import load_net_with_metadata
 from PIL import Image
 
 from ctseg.building import build_all, stale
+from ctseg.flatnetworks import FLAT_NETWORKS
 from ctseg.registry import BundleInfo
 
 
@@ -31,6 +32,9 @@ def workflow(bundle: BundleInfo, *names: str, **overrides: Any) -> ConfigWorkflo
     kind = "train" if "train" in names else "infer"
     if small := {"volume": [32, 32, 32]}.get(bundle.kind, [64, 64] if bundle.flat else None):
         overrides.setdefault("patch", small)  # what a CPU trains on in seconds
+    network = read(bundle, "train")["network_def"] if kind == "train" else {}
+    if network.get("_target_") == "ctseg.networks.make_flat_network" and network["name"] in FLAT_NETWORKS:
+        overrides.setdefault("network_def#filters", [8, 16])  # all of these take them; 31 million parameters take long
     return ConfigWorkflow(config_file=files, workflow_type=kind, logging_file=False, **overrides)
 
 

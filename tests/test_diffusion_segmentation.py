@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ctseg.diffusion_networks import TwoEncoders
+from ctseg.diffusion_pictures import DoubtPictures
 from ctseg.diffusion_segmentation import DiffusionSegmenter, PrepareDiffusion
 from ctseg.errors import ConfigError
 from ctseg.experiment_runs import Plan, run_experiments
@@ -136,9 +137,42 @@ def test_the_stroke_bundle_trains_it_by_its_configuration(tmp_path: Path, monkey
     InProcess(monkeypatch)
     small = {"network_def#channels": [8, 16], "network_def#samples": 2, "network_def#steps": 2, "patch": [16, 16]}
     small |= {"num_workers": 0, "batch_size": 2, "val_interval": 1}
-    experiments = find_experiments([ROOT / "configs" / "experiments" / "stroke_ct"], ["diffusion_sum"])
+    experiments = find_experiments([ROOT / "configs" / "experiments" / "stroke_ct"], ["stroke_ct/diffusion_sum"])
     plan = Plan(tmp_path, tmp_path / "out", device="cpu", epochs=1, overrides=small)
     (state,) = run_experiments(experiments, plan, lambda text: None)
     assert (state["status"], state["reason"]) == ("finished", "")
     folder = tmp_path / "out" / "stroke_ct" / "diffusion_sum"
     assert "train_loss" in (folder / "history.csv").read_text() and (folder / "evaluation" / "dice.json").is_file()
+    (row,) = json.loads((folder / "evaluation" / "doubt" / "doubt.json").read_text())["cases"]
+    assert row["case"] == "i4" and 0 <= row["everywhere"] <= 0.5
+    with Image.open(folder / "evaluation" / "doubt" / row["picture"]) as picture:
+        assert picture.size == (3 * 224 + 2 * 4, 224 + 16)
+    assert not (folder / "doubt").exists(), "the training draws none"
+
+
+def test_doubt_is_the_spread_of_the_samples(tmp_path: Path) -> None:
+    class Samples(nn.Module):
+        """Two samples that differ in the first column: 0 and 1 there, 1 in the second, 0 elsewhere."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.nothing = nn.Parameter(torch.zeros(1))
+
+        def mean_and_spread(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mean, spread = torch.zeros(1, 1, *image.shape[2:]), torch.zeros(1, 1, *image.shape[2:])
+            mean[..., 0], mean[..., 1], spread[..., 0] = 0.5, 1.0, 0.5
+            return mean, spread
+
+    doubt = DoubtPictures(Samples(), tmp_path)
+    reference = torch.zeros(1, 8, 4, 1)
+    reference[:, :, :2] = 1  # the first column is missed: the samples were at odds there
+    doubt.update([(torch.rand(3, 8, 4, 1), reference)])
+    assert doubt.compute() == pytest.approx(0.125)
+    (row,) = json.loads((tmp_path / "doubt.json").read_text())["cases"]
+    assert (row["in_mask"], row["wrong"], row["right"]) == (0.0, 0.5, 0.0)
+    with Image.open(tmp_path / "0001.png") as picture:  # image, mean, spread: each 112 x 224, a column of it 28 wide
+        row = np.asarray(picture)[100, :, 0].astype(int)
+    assert np.abs(row[[116 + 10, 116 + 42, 116 + 100]] - [128, 255, 0]).max() <= 5  # resized
+    assert row[[232 + 10, 232 + 100]].tolist() == [255, 0]
+    with pytest.raises(ConfigError, match="is a Linear: expected a DiffusionSegmenter"):
+        DoubtPictures(nn.Linear(1, 1), tmp_path)

@@ -14,6 +14,7 @@ from PIL import Image
 from ctseg.cli import main
 from ctseg.datalist import read_cases
 from ctseg.flatmasks import read_mask
+from ctseg.ledger import SPLITS, Ledger
 from ctseg.prepareplan import runs_of_numbers
 
 INSIDE = np.zeros((24, 32), bool)
@@ -185,6 +186,128 @@ def test_exports_of_annotation_services_are_drawn(tmp_path: Path) -> None:
         assert set(found) == set(refused)
         for name, said in refused.items():
             assert said in found[name], kind
+
+
+def square_of(*names: str, folder: Path) -> dict[str, Any]:
+    """COCO's file for images of 24 x 32 with INSIDE outlined."""
+    square = [6, 4, 26, 4, 26, 16, 6, 16]
+    images = [{"id": i, "file_name": name, "height": 24, "width": 32} for i, name in enumerate(names)]
+    drawn = [{"image_id": i, "category_id": 1, "segmentation": [square]} for i in range(len(names))]
+    content = {"images": images, "annotations": drawn, "categories": [{"id": 1, "name": "lesion"}]}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    return content
+
+
+def sides_of(source: Path) -> dict[str, str]:
+    ledger = Ledger(source.parent / "data" / "split.csv")
+    return {patient: side for side in SPLITS for patient in ledger.patients(side)}
+
+
+def test_the_split_of_a_services_folders_is_kept_where_no_patient_stands_on_two_sides(tmp_path: Path) -> None:
+    source = tmp_path / "one" / "export"
+    parts = {"train": ("a_1", "a_2", "b_1"), "valid": ("b_2", "c_1"), "test": ("d_1",)}
+    for side, names in parts.items():
+        renamed = [f"{name}_png.rf.0{index}e1f2.jpg" for index, name in enumerate(names)]
+        for index, name in enumerate(renamed):
+            picture(source / side / name, 10 * ord(side[1]) + index)
+        square_of(*renamed, folder=source / side)
+    cases, report = prepared(source, "coco", "--patient", r"^(\w)_\d$")
+    assert {case["case_id"]: case["patient"] for case in cases} == {
+        name: name[0] for names in parts.values() for name in names
+    }  # called as before the service
+    assert sides_of(source) == {"a": "train", "b": "train", "c": "validation", "d": "test"}, "b is on both: trained on"
+    assert "1 patients have images on several sides and are trained on: b" in report["notes"]
+    np.testing.assert_array_equal(labels_of(cases[0]), INSIDE)
+
+    again = tmp_path / "two" / "export"  # with another draw of the service: the ledger stays
+    for side, name in (("train", "d_2"), ("test", "e_1")):
+        picture(again / side / f"{name}.jpg", ord(name[0]))
+        square_of(f"{name}.jpg", folder=again / side)
+    (tmp_path / "two" / "data").mkdir()
+    (tmp_path / "two" / "data" / "split.csv").write_text((tmp_path / "one" / "data" / "split.csv").read_text())
+    prepared(again, "coco", "--patient", r"^(\w)_\d$")
+    assert sides_of(again) | {"d": "test", "e": "test"} == sides_of(again)
+
+
+def test_folders_of_a_split_in_every_layout_and_a_draw_instead(tmp_path: Path) -> None:
+    flat, isic, yolo = (tmp_path / name / "set" for name in ("flat", "isic", "yolo"))
+    for number, (side, part) in enumerate((("train", "Training"), ("test", "Test"))):
+        picture(flat / side / f"p{number}_1.png", number)
+        mask(flat / side / f"p{number}_1_mask.png")
+        picture(isic / f"ISIC-2017_{part}_Data" / f"ISIC_000000{number}.jpg", number)
+        mask(isic / f"ISIC-2017_{part}_Part1_GroundTruth" / f"ISIC_000000{number}_segmentation.png")
+        picture(yolo / "images" / side / f"y{number}.jpg", number)
+        (yolo / "labels" / side).mkdir(parents=True)
+        (yolo / "labels" / side / f"y{number}.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    for source, kind, names in (
+        (flat, "flat", ("p0_1", "p1_1")),
+        (isic, "isic", ("ISIC_0000000", "ISIC_0000001")),
+        (yolo, "yolo", ("y0", "y1")),
+    ):
+        cases, _ = prepared(source, kind)
+        assert [case["case_id"] for case in cases] == list(names), kind
+        assert sides_of(source) == {names[0]: "train", names[1]: "test"}, kind
+    (flat.parent / "data" / "split.csv").unlink()
+    prepared(flat, "flat", "--draw", "--replace")
+    assert sorted(sides_of(flat).values()) == ["train", "validation"]  # drawn: two patients fill the first two sides
+
+
+def test_a_labelled_export_is_read_back_onto_the_pictures_that_were_sent(tmp_path: Path) -> None:
+    captures = tmp_path / "captures"
+    for name in "abc":
+        path = picture(captures / f"{name}.png", ord(name))
+    assert main(["export-images", str(captures), "-o", str(tmp_path / "sent"), "--no-sector"]) in (0, None)
+    listed = json.loads((tmp_path / "sent" / "export.json").read_text())
+    listed["images"][0]["spacing"] = [0.3, 0.2]
+    (tmp_path / "sent" / "export.json").write_text(json.dumps(listed))
+    source = tmp_path / "export"
+    copies = ["a_png.rf.111.jpg", "b_png.rf.222.jpg", "b_png.rf.333.jpg", "x_png.rf.444.jpg"]
+    for number, name in enumerate(copies):  # the service made its copies half as large
+        path = picture(source / "train" / name, number, INSIDE[::2, ::2])
+    drawn = square_of(*copies, folder=source / "train")
+    for one in drawn["images"]:
+        one["height"], one["width"] = 12, 16
+    for one in drawn["annotations"]:
+        one["segmentation"] = [[value / 2 for value in one["segmentation"][0]]]
+    (source / "train" / "_annotations.coco.json").write_text(json.dumps(drawn))
+    sent = ["--pictures", str(tmp_path / "sent" / "images"), "--sizes", "resize"]
+    cases, report = prepared(source, "coco", *sent)
+    assert [(case["case_id"], Path(case["image"]).name) for case in cases] == [("a", "a.png")]
+    assert cases[0]["spacing"] == [0.3, 0.2] and Path(cases[0]["image"]).parent == tmp_path / "sent" / "images"
+    np.testing.assert_array_equal(labels_of(cases[0]), INSIDE)
+    found = refusals(report)
+    assert "the service made 2 changed copies of b" in found["b_222"] and "has 0 pictures called x" in found["x"]
+    assert path.is_file()
+    cases, _ = prepared(source, "coco", "--replace")  # without the pictures: its copies, all of one patient
+    assert {case["case_id"]: case["patient"] for case in cases} == {"a": "a", "b_222": "b", "b_333": "b", "x": "x"}
+
+
+def test_class_tables_that_come_with_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roboflow, cvat = tmp_path / "roboflow" / "set", tmp_path / "cvat" / "set"
+    two = np.where(INSIDE, 2, 0).astype(np.uint8)
+    two[20:, :8] = 1
+    coloured = np.zeros((*INSIDE.shape, 3), np.uint8)
+    coloured[two == 2], coloured[two == 1] = (250, 50, 83), (0, 0, 255)
+    for number, name in enumerate("ab"):
+        picture(roboflow / "train" / f"{name}.jpg", number)
+        Image.fromarray(two).save(roboflow / "train" / f"{name}_mask.png")
+        picture(cvat / "JPEGImages" / f"{name}.jpg", number)
+        for folder in ("SegmentationClass", "SegmentationObject"):
+            (cvat / folder).mkdir(exist_ok=True)
+            Image.fromarray(coloured).save(cvat / folder / f"{name}.png")
+    (roboflow / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, hair\n2, Lesion\n")
+    (cvat / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nhair:0,0,255::\nlesion:250,50,83::\n"
+    )
+    for source in (roboflow, cvat):
+        cases, report = prepared(source, "flat")
+        assert [case["case_id"] for case in cases] == ["a", "b"]
+        assert sorted(cases[0]["mask_values"].values()) == ["hair", "lesion"]
+        assert report["cases"][0]["voxels"] == {"lesion": 240, "hair": 32}
+    (roboflow / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, hair\n2, mole\n")
+    assert main(["prepare", str(roboflow), "-o", str(tmp_path / "x"), "--task", SKIN, "--kind", "flat"]) != 0
+    assert "nothing says which class is lesion" in capsys.readouterr().err
 
 
 def test_runs_of_numbers_are_one_patient() -> None:

@@ -179,3 +179,34 @@ def test_pictures_stand_beside_the_checkpoints_unless_switched_off(
     # Drawing them did not change what was learnt.
     both = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("with", "without")]
     assert all(torch.equal(both[0][key], both[1][key]) for key in both[0])
+
+
+def test_augmentation_is_switched_by_name(root: Path, tiny_flat_dataset: Path) -> None:
+    """Flips, turns and colours are plain values of a training: an experiment or `--set` changes one line."""
+    parser = ConfigParser()
+    parser.read_config(str(root / "bundles" / "skin_lesion_segmentation" / "configs" / "train.json"))
+    off = {"flip_vertical": 0.0, "flip_horizontal": 0.0, "rotate": 0.0, "colour": 0.0}
+    item = {
+        "image": str(tiny_flat_dataset / "p1_1.png"),
+        "label": str(tiny_flat_dataset / "p1_1_mask.png"),
+        "flat": True,
+        "mask_values": {"1": "lesion", "4": "lesion"},
+    }
+
+    def seen(place: str, **changed: float) -> tuple[np.ndarray, np.ndarray]:
+        parser.update({"patch": [32, 32], **off, **changed})
+        made = parser.get_parsed_content(f"{place}#preprocessing")(dict(item))
+        return np.asarray(made["image"]).squeeze(), np.asarray(made["label"]).squeeze()
+
+    image, label = seen("validate")
+    for found, expected in zip(seen("train"), (image, label), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    for name, axis in (("flip_vertical", 0), ("flip_horizontal", 1)):
+        flipped, turned = seen("train", **{name: 1.0})
+        np.testing.assert_allclose(flipped, np.flip(image, axis + 1), atol=1e-6)
+        np.testing.assert_array_equal(turned, np.flip(label, axis))
+    coloured, kept = seen("train", colour=1.0)
+    assert np.abs(coloured - image).max() > 0.01
+    np.testing.assert_array_equal(kept, label)
+    rotated, moved = seen("train", rotate=1.0)
+    assert np.abs(rotated - image).max() > 0.01 and (moved != label).any()

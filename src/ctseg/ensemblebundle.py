@@ -107,6 +107,8 @@ def _rewrite_inference(made: BundleInfo, count: int, over: Path | None) -> None:
 _TRAINING_KEYS = {
     "experiment", "loss", "optimizer", "lr_scheduler", "epochs", "batch_size", "val_interval", "monitor", "early_stop",
     "stages", "pretrained", "seed", "only_with_organ", "train", "validate", "num_workers", "cache_type", "track",
+    "flip_vertical", "flip_horizontal", "rotate", "rotate_degrees", "colour", "colour_cast", "brightness", "contrast",
+    "sample_pictures", "prediction_pictures",
 }  # fmt: skip
 
 

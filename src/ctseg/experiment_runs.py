@@ -196,6 +196,7 @@ class _Run:
             settings["validate#additional_metrics#val_triptychs"] = pictures
             for old in (report / TRIPTYCHS).glob("*.*"):  # of an evaluation on another split
                 old.unlink()
+        settings |= self.experiment.content["experiment"].get("evaluation") or {}  # what only an evaluation has
         self._call("evaluation", bundle, ("train", "evaluate"), settings)
         seconds = round(time.perf_counter() - begun, 1)
         self.save(evaluated=dict(done), evaluation_seconds=seconds, patients=self._patients())

@@ -34,7 +34,7 @@ def read_dicom_frame(source: Path, frame: int) -> FlatImage:
     """
     dataset = _dataset(source, pixels=True)
     count = max(1, int(getattr(dataset, "NumberOfFrames", 1) or 1))
-    pixels = _pixels(dataset, source)
+    pixels, rescaled = _pixels(dataset, source)
     pixels = pixels[frame] if count > 1 else pixels
     notes: list[str] = []
     photometric = str(dataset.PhotometricInterpretation)
@@ -42,7 +42,7 @@ def read_dicom_frame(source: Path, frame: int) -> FlatImage:
     if int(dataset.SamplesPerPixel) == 3 or photometric == "PALETTE COLOR":
         array, white = _colours(dataset, pixels, photometric)
         return FlatImage(array, spacing, RGB, white, source, frame, count)
-    values = _rescaled(dataset, pixels)
+    values = pixels.astype(np.float32) if rescaled else _rescaled(dataset, pixels)
     if str(getattr(dataset, "Modality", "")) == "CT":
         return FlatImage(values[None], spacing, HU, None, source, frame, count)
     values, white, word = _grey(dataset, values)
@@ -74,15 +74,40 @@ def _dataset(source: Path, pixels: bool) -> Any:
     return dataset
 
 
-def _pixels(dataset: Any, source: Path) -> NDArray[Any]:
+def _pixels(dataset: Any, source: Path) -> tuple[NDArray[Any], bool]:
+    """Return the pixels of all frames, and whether they are rescaled already.
+
+    pydicom decodes them, where it has a decoder; lossless JPEG and JPEG-LS, of grey or red, green and blue, are left to
+    ITK's GDCM, which rescales as it reads.
+    """
     try:
-        return np.asarray(dataset.pixel_array)
+        return np.asarray(dataset.pixel_array), False
     except Exception as error:  # NotImplementedError, RuntimeError, ValueError, by what is missing
+        if str(dataset.PhotometricInterpretation) in ("MONOCHROME2", "RGB"):
+            found = _by_gdcm(dataset, source)
+            if found is not None:
+                return found, True
         syntax = dataset.file_meta.TransferSyntaxUID if hasattr(dataset, "file_meta") else None
         raise InputError(
             f"{source} keeps its pixels in a form that cannot be read here ({getattr(syntax, 'name', 'unknown')}), or "
             "is damaged; store it uncompressed, for example with dcmdjpeg or gdcmconv --raw"
         ) from error
+
+
+def _by_gdcm(dataset: Any, source: Path) -> NDArray[Any] | None:
+    """Return (frames, H, W) or (frames, H, W, 3), the frames left out where there is one; None when it cannot."""
+    import itk
+
+    try:
+        pixels = np.asarray(itk.array_from_image(itk.imread(str(source), imageio=itk.GDCMImageIO.New())))
+    except (RuntimeError, KeyError):  # damaged; a pixel type that ITK's Python does not know
+        return None
+    count, samples = max(1, int(getattr(dataset, "NumberOfFrames", 1) or 1)), int(dataset.SamplesPerPixel)
+    colours = (3,) if samples == 3 else ()
+    shape = (count, int(dataset.Rows), int(dataset.Columns), *colours)
+    if pixels.shape not in (shape, shape[1:]):
+        return None
+    return pixels.reshape(shape if count > 1 else shape[1:])
 
 
 def _colours(dataset: Any, pixels: NDArray[Any], photometric: str) -> tuple[NDArray[np.float32], float]:

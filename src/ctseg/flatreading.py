@@ -87,7 +87,9 @@ def count_frames(path: str | Path) -> int:
 
         return count_dicom(source)
     if form == "film":
-        return len(_film(source))
+        from ctseg.flatfilms import open_film
+
+        return open_film(source).count
     return _with_picture(source, lambda picture: int(getattr(picture, "n_frames", 1)))
 
 
@@ -113,10 +115,9 @@ def _read(source: Path, frame: int, count: int) -> FlatImage:
 
         return read_dicom_frame(source, frame)
     if form == "film":
-        array = np.asarray(_film(source)[frame], dtype=np.float32)
-        return FlatImage(
-            np.ascontiguousarray(array[..., :3].transpose(2, 0, 1)), None, RGB, 255.0, source, frame, count
-        )
+        from ctseg.flatfilms import open_film
+
+        return FlatImage(open_film(source).frame(frame), None, RGB, 255.0, source, frame, count)
     deep = _deep_colours(source) if count == 1 else None
     if deep is not None:
         return FlatImage(deep, None, RGB, 65535.0, source)
@@ -235,18 +236,3 @@ def _bits_of_tiff(source: Path) -> tuple[int, ...]:
         return (16, 16, 16)
     except OSError:
         return ()
-
-
-def _film(source: Path) -> Any:
-    """Return the frames of a film, (N, H, W, 3) uint8, by imageio where it and its ffmpeg are installed."""
-    try:
-        import imageio.v3 as imageio
-    except ImportError as error:
-        raise InputError(f"{source} is a film, which imageio reads: pip install imageio imageio-ffmpeg") from error
-    try:
-        return imageio.imread(source, index=None)
-    except Exception as error:  # each of imageio's plugins has errors of its own
-        raise InputError(
-            f"{source} cannot be read as a film ({' '.join(str(error).split())[:120]}): is it whole, and are imageio "
-            "and imageio-ffmpeg installed?"
-        ) from error

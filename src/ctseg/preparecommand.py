@@ -123,6 +123,14 @@ def _add_flat_options(command: Any) -> None:
         "--pixel-spacing", type=float, nargs=2, metavar=("ROWS", "COLUMNS"), help="mm between rows and between columns"
     )
     flat.add_argument(
+        "--pictures", type=Path, metavar="DIR",
+        help="an annotation service's export: the images that were sent (images/ of ctseg export-images), to be used "
+        "in place of its copies; with --sizes resize where the service changed their size",
+    )  # fmt: skip
+    flat.add_argument(
+        "--draw", action="store_true", help="draw a split by patient though there are folders train/, valid/, test/"
+    )
+    flat.add_argument(
         "--sizes", choices=("refuse", "resize"), default="refuse", help="masks of another size than their image"
     )
     flat.add_argument("--empty", choices=("keep", "refuse"), default="keep", help="images on which nothing is outlined")
@@ -216,6 +224,8 @@ def _run(arguments: argparse.Namespace) -> None:
         pixel_spacing=_pixel_spacing(arguments.pixel_spacing),
         sizes=arguments.sizes,
         empty=arguments.empty,
+        pictures=arguments.pictures,
+        draw=arguments.draw,
         existing="add" if arguments.add else "replace" if arguments.replace else "refuse",
     )
     prepared = prepare(request, bundle, _say, lambda cases: tqdm(cases, unit="case", disable=None))

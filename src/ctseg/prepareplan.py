@@ -45,6 +45,9 @@ class Request:
         pixel_spacing: mm between rows and columns of flat images that do not know it.
         sizes: a flat mask of another size than its image: "refuse" it, or "resize" it to the image's.
         empty: a flat mask without any structure: "keep" it as an image without, or "refuse" it.
+        pictures: of an annotation service's export: the folder of the images that were sent, see
+            `ctseg.collections.services`.
+        draw: draw the split by patient even where the folders of the collection say one.
         existing: what to do with a datalist that is there: "refuse", "add" to it, or "replace" it.
     """
 
@@ -68,6 +71,8 @@ class Request:
     pixel_spacing: tuple[float, float] | None = None
     sizes: str = "refuse"
     empty: str = "keep"
+    pictures: Path | None = None
+    draw: bool = False
     existing: str = "refuse"
 
 
@@ -155,6 +160,8 @@ def flat_values(collection: Collection, request: Request, bundle: BundleInfo) ->
         return {}
     if request.colors:
         return colour_values(request.colors)
+    if collection.values:
+        return {}
     return {255: next(iter(bundle.labels))} if len(bundle.labels) == 1 and not request.values else {}
 
 
@@ -178,15 +185,15 @@ def with_patients(
 
     Args:
         candidates: the cases as listed.
-        pattern: regular expression with one group, searched in the case's name; "runs" (`runs_of_numbers`); None takes
-            what the collection says, else the name itself.
+        pattern: regular expression with one group, searched in the case's name (before a service renamed it); "runs"
+            (`runs_of_numbers`); None takes what the collection says, else the name itself.
 
     Raises:
         ConfigError: the pattern is no regular expression with one group.
     """
     if pattern == RUNS:
-        runs = runs_of_numbers([candidate.case_id for candidate in candidates])
-        candidates = [dataclasses.replace(one, patient=runs[one.case_id]) for one in candidates]
+        runs = runs_of_numbers([one.raw or one.case_id for one in candidates])
+        candidates = [dataclasses.replace(one, patient=runs[one.raw or one.case_id]) for one in candidates]
         pattern = None
     try:
         compiled = re.compile(pattern) if pattern is not None else None
@@ -200,7 +207,7 @@ def with_patients(
     named: list[tuple[Candidate, str]] = []
     refused, seen = [], set()
     for candidate in candidates:
-        match = compiled.search(candidate.case_id) if compiled else None
+        match = compiled.search(candidate.raw or candidate.case_id) if compiled else None
         patient = match[1] if match else (candidate.patient or candidate.case_id) if compiled is None else None
         if candidate.case_id in seen:
             refused.append(Refusal(candidate.case_id, "another case has the same name: rename one of them"))

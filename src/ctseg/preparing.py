@@ -18,6 +18,7 @@ from ctseg.datalist import DATALIST, LEDGER, read_cases, write_cases
 from ctseg.errors import ConfigError, CtsegError, InputError, LedgerError, OutputError
 from ctseg.givensplits import read_split
 from ctseg.ledger import Ledger
+from ctseg.ownsplits import own_split
 from ctseg.pairchecks import Measured, Pair, measure_pair, read_pair
 from ctseg.prepareplan import Request, check_values, codes_of, flat_values, is_slice, slice_keys, with_patients
 from ctseg.registry import BundleInfo
@@ -91,10 +92,12 @@ def prepare(
     # What the network takes beside the image is joined as well, without being asked for.
     more = (*bundle.input_organs, *request.structures)
     layout = Layout(
-        (*bundle.labels, *more), request.columns, request.flags, request.suffix, request.masks, request.values
-    )
+        (*bundle.labels, *more), request.columns, request.flags, request.suffix, request.masks, request.values,
+        request.pictures,
+    )  # fmt: skip
     collection = find_collection(request.source, request.kind, layout)
     say(f"found {collection.saw}")
+    request = dataclasses.replace(request, kind=collection.kind, colors=request.colors or collection.colors)
     _check_turn(collection, request.turn, bundle)
     codes = codes_of(collection, bundle, more)
     _check_flat(collection, bundle)
@@ -103,22 +106,24 @@ def prepare(
     keys = slice_keys(collection, request)
     named, refused = with_patients(collection.candidates, request.patient or bundle.patient_pattern)
     ledger = Ledger(request.out / LEDGER)
-    given, notes = {}, list(collection.notes)
-    if request.split is not None:
+    given, own, notes = {}, {}, list(collection.notes)
+    if request.split is None and not request.draw:
+        own, more_notes = own_split(named, ledger)
+        notes += more_notes
+    elif request.split is not None:
         split = read_split(request.split, request.fold)
         say(f"taking over {split.saw}")
         given = split.patients((candidate.case_id, patient) for candidate, patient in named)
         _check_ledger(given, ledger)
         if not given:
             raise ConfigError(f"{request.split} names none of the {len(named)} cases; check its names against theirs")
-    request = dataclasses.replace(request, kind=collection.kind)
     checker = _Checker(request, bundle.modality, codes, values, keys, given, ledger, earlier)
     say(f"checking {len(named)} cases")
     patients = dict((candidate.case_id, patient) for candidate, patient in named)
     for candidate in steps([candidate for candidate, _ in named]):
         checker.check(candidate, patients[candidate.case_id])
     refused = [*collection.refused, *refused, *checker.refused]
-    taken = tuple(_assigned(checker.taken, ledger, given))
+    taken = tuple(_assigned(checker.taken, ledger, given or own))
     if taken:
         write_cases(request.out, [*earlier.values(), *(case.item for case in taken)])
     asked = frozenset([*request.values.values(), *request.structures])

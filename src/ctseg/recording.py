@@ -19,6 +19,7 @@ from ctseg.settings import flat_settings, parser_in_use, versions
 TABLE, PICTURE = "history.csv", "curves.png"
 CERTAIN = 15.0  # a logit; the infinite ones of slices that were not run would drown all others
 CHUNK = 8  # slices at once
+DRAWING = 19  # seconds between two pictures for each second that one takes
 
 
 class Record:
@@ -149,8 +150,9 @@ def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 class Beside:
     """Handler that keeps the history as a table and its curves as a picture beside the checkpoints.
 
-    The table is written after each epoch, the picture after each validation and at the end; each anew, so that an
-    interruption leaves no gap and no epoch twice.
+    The table is written after each epoch, the picture after a validation and at the end; each anew, so that an
+    interruption leaves no gap and no epoch twice. Where validations come so fast that drawing would take more than a
+    twentieth of the time, some go without a picture.
 
     Args:
         history: what `Record` fills; it comes before this handler.
@@ -162,6 +164,8 @@ class Beside:
         self.history = history
         self.folder = Path(folder)
         self.title = title
+        self._next = 0.0  # the time from which on a picture is due
+        self._drawn = 0  # epochs in the last one
 
     def attach(self, engine: Engine) -> None:
         """Write after the epochs of `engine`, the trainer."""
@@ -170,14 +174,18 @@ class Beside:
 
     def _epoch(self, engine: Engine) -> None:
         write_table(self.history, self.folder / TABLE)
-        if any(name.startswith("val_") for name in self.history.rows[-1]):
+        if any(name.startswith("val_") for name in self.history.rows[-1]) and time.perf_counter() >= self._next:
             self._draw(engine)
 
     def _draw(self, engine: Engine) -> None:
         from ctseg.curves import write_curves
 
-        if self.history.rows:
-            write_curves(self.history, self.folder / PICTURE, self.title)
+        if len(self.history.rows) == self._drawn:
+            return
+        begun = time.perf_counter()
+        write_curves(self.history, self.folder / PICTURE, self.title)
+        ended = time.perf_counter()
+        self._next, self._drawn = ended + DRAWING * (ended - begun), len(self.history.rows)
 
 
 class Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctseg.collections import datasetjson, flatpairs, outlined, pairs, slicetable, totalsegmentator, turned
+from ctseg.collections import datasetjson, flatpairs, outlined, pairs, services, slicetable, totalsegmentator, turned
 from ctseg.collections.listing import Collection, Layout
 from ctseg.errors import InputError
 
@@ -32,7 +32,7 @@ def find_collection(source: Path, kind: str = "auto", layout: Layout | None = No
     if source.is_file() and kind != "slices":
         raise InputError(f"{source} is a table, which only --kind slices takes; name a folder for --kind {kind}")
     if kind in FLAT_KINDS:
-        return _flat(source, kind, layout)
+        return services.put_right(_flat(source, kind, layout), source, layout.pictures)
     if kind == "slices":
         return slicetable.list_cases(source, layout)
     if kind == "totalsegmentator":

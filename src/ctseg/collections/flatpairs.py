@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from ctseg.collections.classtables import read_class_table
+from ctseg.collections.folders import side_folders, side_of_folder
 from ctseg.collections.listing import Candidate, Collection, Layout, Refusal, counted
 from ctseg.errors import InputError
 from ctseg.flatreading import flat_name, is_flat_path
 
 SUFFIX = "_mask"
-_IMAGES = re.compile(r"^(images?|imgs?|pictures|photos|frames|slices|data)", re.IGNORECASE)
-_MASKS = re.compile(r"^(masks?|labels?|seg|gt|ground.?truth|annotations?|lesions?)", re.IGNORECASE)
+_IMAGES = re.compile(r"^(images?|jpegimages|imgs?|pictures|photos|frames|slices|data)", re.IGNORECASE)
+_MASKS = re.compile(r"^(masks?|labels?|seg(?!mentationobject)|gt|ground.?truth|annotations?|lesions?)", re.IGNORECASE)
 _ISIC = re.compile(r"^(ISIC_\d+)(_downsampled)?$", re.IGNORECASE)
 _ISIC_MASK = re.compile(r"^(ISIC_\d+)_segmentation$", re.IGNORECASE)
 _PH2_IMAGE, _PH2_MASK = "_dermoscopic_image", "_lesion"
@@ -21,11 +25,31 @@ _PH2_IMAGE, _PH2_MASK = "_dermoscopic_image", "_lesion"
 def list_flat(source: Path, layout: Layout) -> Collection:
     """List pairs of one folder (`a.png` and `a_mask.png`), or of a folder of images and one of masks.
 
-    Folders below the two count into the names: `images/p1/3.png` is called p1_3.
+    Folders below the two count into the names: `images/p1/3.png` is called p1_3. The folders of a split (train, valid,
+    test) right below are listed one by one and do not count.
 
     Raises:
-        InputError: there is no image.
+        InputError: there is no image, or a class table says something that cannot be.
     """
+    parts = side_folders(source)
+    listed = [_list_one(part, layout) for part in parts] if parts else [_list_one(source, layout)]
+    count = Counter(one.case_id for collection in listed for one in collection.candidates)
+    candidates: list[Candidate] = []
+    refused: list[Refusal] = []
+    for collection, folder in zip(listed, parts or [source], strict=True):
+        refused += collection.refused
+        for one in collection.candidates:
+            unique = one if count[one.case_id] == 1 else replace(one, case_id=f"{folder.name}_{one.case_id}")
+            candidates.append(unique)
+    values, colors = read_class_table(source, layout)
+    notes = []
+    if parts and (left := sum(is_flat_path(path) for path in source.iterdir())):
+        notes.append(f"{counted(left, 'image')} beside the folders {', '.join(path.name for path in parts)} left out")
+    saw = listed[0].saw if not parts else f"pairs of flat images by name, {counted(len(candidates), 'pair')}"
+    return Collection("flat", saw, tuple(candidates), tuple(refused), values, tuple(notes), colors)
+
+
+def _list_one(source: Path, layout: Layout) -> Collection:
     suffix = layout.suffix or SUFFIX
     folders = _two_folders(source, layout.masks)
     if folders is None:
@@ -131,12 +155,14 @@ def _two_folders(source: Path, named: str) -> tuple[Path, Path] | None:
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
-    """Name -> files below a folder; the names of folders in between come first."""
+    """Name -> files below a folder; the names of folders in between come first, those of a split only if they must."""
+    paths = [path for path in sorted(folder.rglob("*")) if is_flat_path(path)]
+    whole = [[*path.relative_to(folder).parts[:-1], flat_name(path)] for path in paths]
+    plain = [[*(part for part in parts[:-1] if side_of_folder(part) is None), parts[-1]] for parts in whole]
+    chosen = plain if len({tuple(parts) for parts in plain}) == len({tuple(parts) for parts in whole}) else whole
     named: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if is_flat_path(path):
-            parts = [*path.relative_to(folder).parts[:-1], flat_name(path)]
-            named.setdefault("_".join(parts), []).append(path)
+    for path, parts in zip(paths, chosen, strict=True):
+        named.setdefault("_".join(parts), []).append(path)
     return named
 
 

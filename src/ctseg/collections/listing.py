@@ -24,6 +24,8 @@ class Candidate:
         patient: whom the collection says it belongs to; None takes the pattern or the case's name.
         present: structure -> whether the collection says it is in the image; empty where it says nothing.
         keys: further keys of its item in the datalist.
+        raw: what it was called before an annotation service renamed it; "" where none did.
+        side: of a split, "train", "validation" or "test", as its folder says; None where it says nothing.
     """
 
     case_id: str
@@ -32,6 +34,8 @@ class Candidate:
     patient: str | None = None
     present: Mapping[str, bool] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
+    raw: str = ""
+    side: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Collection:
         refused: the ones that need not be opened.
         values: value in the label maps -> structure, as far as the collection says so itself.
         notes: sentences on what was left out.
+        colors: structure -> (r, g, b) in flat masks, as far as the collection says so itself.
     """
 
     kind: str
@@ -61,6 +66,7 @@ class Collection:
     refused: tuple[Refusal, ...] = ()
     values: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    colors: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Layout:
         masks: name of the folder of flat masks; "" finds it.
         suffix: what a flat mask is called beyond its image; "" takes _mask.
         values: class of an annotation service -> structure.
+        pictures: folder of the images that were sent to be outlined, in place of the service's copies.
     """
 
     structures: tuple[str, ...] = ()
@@ -82,6 +89,7 @@ class Layout:
     suffix: str = ""
     masks: str = ""
     values: Mapping[int, str] = field(default_factory=dict)
+    pictures: Path | None = None
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -91,7 +91,7 @@ def list_yolo(source: Path, layout: Layout) -> Collection:
     Raises:
         InputError: no such file.
     """
-    texts = {path.stem: path for path in sorted(source.rglob("*.txt")) if path.parent.name.lower().startswith("label")}
+    texts = {path.stem: path for path in sorted(source.rglob("*.txt")) if _in_labels(path, source)}
     if not texts:
         raise InputError(f"{source} holds no YOLO polygons: expected labels/*.txt beside images/")
     names = _yolo_names(source)
@@ -113,6 +113,11 @@ def list_yolo(source: Path, layout: Layout) -> Collection:
         except (CtsegError, ValueError) as error:
             refused.append(Refusal(name, _words(error)))
     return Collection("yolo", f"YOLO polygons, {counted(len(candidates), 'image')}", tuple(candidates), tuple(refused))
+
+
+def _in_labels(path: Path, source: Path) -> bool:
+    """Whether it lies in labels/, or in labels/train/."""
+    return any(part.lower().startswith("label") for part in path.relative_to(source).parts[-3:-1])
 
 
 def structures_by(names: Mapping[Any, str], layout: Layout, used: Iterable[Any]) -> dict[Any, str]:
