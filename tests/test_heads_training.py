@@ -53,7 +53,7 @@ def heads(folder: Path) -> Path:
 
 
 class Hiding(InProcess):
-    """Takes the held-out patients' files away while a fold trains."""
+    """Takes the held-out patients' files away while a fold trains; nothing is measured (tests/test_folds.py does)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, data: Path, out: Path) -> None:
         super().__init__(monkeypatch)
@@ -62,7 +62,11 @@ class Hiding(InProcess):
     def __call__(self, command: Sequence[str], folder: Path, log: Any, begin: int, say: Any) -> int:
         settings = json.loads(Path(json.loads(command[-1].partition("=")[2].replace("'", '"'))[-1]).read_text())
         fold = next(one for one in folds_of(read_folds_file(self.out)) if one.name == folder.name)
-        files = [] if "split" in settings else [f for p in fold.held_out for f in self.data.glob(f"{p}*.nii.gz")]
+        if "split" in settings:
+            (folder / "evaluation").mkdir()
+            (folder / "evaluation" / "dice.json").write_text(json.dumps({"mean": 0.5, "patients": 1}))
+            return 0
+        files = [file for patient in fold.held_out for file in self.data.glob(f"{patient}*.nii.gz")]
         for file in files:
             file.rename(file.with_suffix(".away"))
         try:
@@ -89,9 +93,7 @@ def test_no_slice_of_a_held_out_or_test_patient_is_trained_on(
     trained = cases_of("train", out / "data" / "fold_1")
     assert {case["patient"] for case in trained} == set(folds[0].training) and len(trained) == 2
     run = out / "aspects_plane_ct" / "fold_1"
-    dice = json.loads((run / "evaluation" / "dice.json").read_text())
-    assert set(dice["values"]) == set(folds[0].held_out)
-    (row,) = csv.DictReader((run / "history.csv").open())
+    (row,) = csv.DictReader((run / "history.csv").read_text().splitlines())
     for name in ("cross_entropy", "dice", "tversky"):  # beside the loss that is trained on
         assert float(row[f"train_{name}_loss"]) > 0 and float(row[f"val_{name}_loss"]) > 0
 
