@@ -74,7 +74,7 @@ def _cases(folders: list[Path]) -> dict[str, list[Path]]:
     if not cases:
         counts = ", ".join(f"{folder}: {len(paths)}" for folder, paths in zip(folders, found, strict=True))
         raise InputError(f"no case has a mask in each folder ({counts}): give the files of a case the same name")
-    for case in sorted(set().union(*found) - set(cases)):
+    for case in sorted({name for paths in found for name in paths} - set(cases)):
         print(f"{case}: not in every folder, left out")
     return {case: [paths[case] for paths in found] for case in cases}
 

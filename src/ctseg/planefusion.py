@@ -74,7 +74,7 @@ def fit(shares: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         loss.backward()
         return loss
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)
     return weights.detach()
 
 
