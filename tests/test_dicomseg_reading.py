@@ -12,8 +12,10 @@ import pytest
 from helpers_phantoms import f_phantom, straight_affine, write_nifti
 from helpers_seg import EVEN, GRIDS, LABELS, ODD, as_label_map, make_case, padded_to_bytes, save, written_by_dcmqi
 
+from ctseg.cli import main
 from ctseg.dicomseg import read_seg, write_seg
 from ctseg.errors import GeometryError, InputError
+from ctseg.evaluation import evaluate_masks
 from ctseg.reading import read_volume
 from ctseg.segmentframes import frame_stride
 from ctseg.volume import Volume
@@ -254,3 +256,52 @@ def test_a_real_seg_of_another_program() -> None:
     theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(DATA / "liver_seg.nrrd"))).T
     assert names == {"liver": 1}
     assert np.array_equal(back, theirs > 0)
+
+
+@pytest.mark.parametrize("grid", ["axial", "oblique", "sagittal"])
+def test_evaluate_takes_a_seg_beside_a_mask(tmp_path: Path, grid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The SEG lies on the other mask's grid by its frames alone, in whichever order that one stores its axes."""
+    volume, label_map = make_case(tmp_path / "ct", ODD, grid)
+    (tmp_path / "seg").mkdir()
+    (tmp_path / "masks").mkdir()
+    seg = write_seg(label_map, volume, None, LABELS, tmp_path / "seg" / "case.dcm")
+    numbers = {item.SegmentLabel: int(item.SegmentNumber) for item in pydicom.dcmread(seg).SegmentSequence}
+    half = label_map.copy()
+    half[: half.shape[0] // 2] = 0
+    for name, array in (("whole", label_map), ("half", half)):
+        turned = array[:, ::-1].transpose(1, 0, 2)
+        flip = np.array([[0, 1, 0, 0], [-1, 0, 0, array.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]])
+        mask = write_nifti(tmp_path / f"{name}.nii.gz", turned, volume.source_affine @ flip)
+        labels = {
+            entry["name"]: (entry["code"], numbers[entry["name"]]) for entry in LABELS if entry["name"] in numbers
+        }
+        found = evaluate_masks(mask, seg, labels)
+        back = evaluate_masks(seg, mask, {key: value[::-1] for key, value in labels.items()})
+        for key, (code, _) in labels.items():
+            truth, there = label_map == code, array == code
+            expected = 2 * (truth & there).sum() / (truth.sum() + there.sum())
+            assert found[key]["dice"] == back[key]["dice"] == pytest.approx(expected)
+            assert found[key]["voxels_reference"] == truth.sum()
+    (tmp_path / "whole.nii.gz").rename(tmp_path / "masks" / "case.nii.gz")
+    both = ["evaluate", "--prediction", str(tmp_path / "masks"), "--reference", str(tmp_path / "seg")]
+    told = ",".join(f"{name}={code}:{number}" for name, (code, number) in labels.items())
+    if grid == "axial":
+        assert main([*both, "--labels", told, "-o", str(tmp_path / "out")]) == 0
+        assert "case" in (tmp_path / "out" / "cases.csv").read_text()
+        assert main(["evaluate", "--prediction", str(seg), "--reference", str(seg), "--labels", "liver=1"]) == 2
+        assert "are both DICOM SEG" in capsys.readouterr().err
+
+
+def test_a_seg_that_lies_elsewhere_than_the_mask(case: tuple[Volume, np.ndarray, Any], tmp_path: Path) -> None:
+    volume, label_map, seg = case
+    away = volume.source_affine.copy()
+    away[:3, 3] += 5000
+    mask = write_nifti(tmp_path / "away.nii.gz", label_map, away)
+    with pytest.raises(GeometryError, match="lies nowhere on the grid"):
+        evaluate_masks(mask, tmp_path / "seg.dcm", {"liver": (1, 1)})
+    del seg.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence
+    path = save(seg, tmp_path / "without.dcm")
+    with pytest.raises(GeometryError, match="does not say where it lies"):
+        evaluate_masks(mask, path, {"liver": (1, 1)})
+    with pytest.raises(InputError, match="is no DICOM SEG but CT"):
+        evaluate_masks(mask, next((tmp_path / "ct").glob("*.dcm")), {"liver": (1, 1)})

@@ -39,6 +39,8 @@ U_NET = sum(conv(a, b, bias=False) + conv(b, b, bias=False) for a, b in [(3, 64)
 U_NET += conv(512, 1024, bias=False) + conv(1024, 1024, bias=False) + conv(64, 1, 1, norm=False)
 U_NET += sum(conv(2 * b, b, 2, norm=False) + conv(2 * b, b, bias=False) + conv(b, b, bias=False)
              for b in (64, 128, 256, 512))  # fmt: skip
+# values repeated: no transposed convolution, and a stage sees all 2b channels beside the encoder's b
+REPEATING = U_NET + sum(3 * 3 * b * b - 2 * b * b * 4 - b for b in (64, 128, 256, 512))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,7 @@ U_NET += sum(conv(2 * b, b, 2, norm=False) + conv(2 * b, b, bias=False) + conv(b
         ("unet_nearest", BESIDE, 692_065),
         ("unet_strided", BESIDE + HALVED, 867_105),
         ("unet_64_512", U_NET, 31_037_633),
+        ("unet_repeating", REPEATING, 31_384_833),
     ],
 )
 def test_parameters(name: str, by_hand: int, number: int) -> None:
@@ -61,9 +64,9 @@ def test_parameters_of_the_light_fpn() -> None:
     assert parameters(make_flat_network("fpn_light")) == 1_228_769
 
 
-@pytest.mark.parametrize("name", [*SMALL, "unet_64_512", "fpn_light", "segformer_b0"])
+@pytest.mark.parametrize("name", [*SMALL, "unet_64_512", "unet_repeating", "fpn_light", "segformer_b0"])
 def test_odd_sizes_and_channels(name: str) -> None:
-    options: dict[str, Any] = {"filters": [4, 6, 8]} if name == "unet_64_512" else {}
+    options: dict[str, Any] = {"filters": [4, 6, 8]} if name in ("unet_64_512", "unet_repeating") else {}
     network = make_flat_network(name, in_channels=1, classes=2, **options).eval()
     with torch.inference_mode():
         for size in ((32, 32), (37, 45), (63, 33)):
@@ -179,7 +182,7 @@ def test_channels_last_and_a_copy_give_the_same() -> None:
         torch.testing.assert_close(network(image), other(image.to(memory_format=torch.channels_last)))
 
 
-@pytest.mark.parametrize("name", [*SMALL, "unet_64_512"])
+@pytest.mark.parametrize("name", [*SMALL, "unet_64_512", "unet_repeating"])
 def test_half_precision_as_a_training_uses_it(name: str) -> None:
     torch.manual_seed(0)
     network = make_flat_network(name, filters=[4, 8])

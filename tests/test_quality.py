@@ -12,7 +12,17 @@ from scipy import stats
 
 from ctseg.calibrating import draw, fit
 from ctseg.errors import BundleError, InputError
-from ctseg.quality import Calibration, Quality, calibrations_of, estimate, expected_dice, overlap_sums, summary
+from ctseg.quality import (
+    Calibration,
+    Quality,
+    calibrations_of,
+    estimate,
+    estimated,
+    expected_dice,
+    notes,
+    overlap_sums,
+    summary,
+)
 
 
 def logit(probability: float) -> float:
@@ -55,6 +65,7 @@ def test_the_line_is_that_of_scipy_and_its_error_leaves_each_patient_out() -> No
     real = 2 * expected - 1 + rng.normal(0, 0.01, 12)
     line = fit(list(zip(expected.tolist(), real.tolist(), strict=True)))
     other = stats.linregress(expected, real)
+    assert (line.low, line.high) == (expected.min(), expected.max())
     assert (line.slope, line.intercept, line.pearson) == pytest.approx((other.slope, other.intercept, other.rvalue))
     assert line.spearman == pytest.approx(stats.spearmanr(expected, real).statistic) and line.patients == 12
     errors = []
@@ -71,6 +82,20 @@ def test_the_line_is_that_of_scipy_and_its_error_leaves_each_patient_out() -> No
 def test_the_estimate_stays_a_dice() -> None:
     line = Calibration(3.0, -2.0, 15, 0.01, 0.7, 0.5)
     assert (line.dice(0.98), line.dice(0.5), line.dice(1.2)) == pytest.approx((0.94, 0.0, 1.0))
+
+
+def test_outside_of_what_it_was_fitted_on_no_error_is_claimed() -> None:
+    line = Calibration(3.0, -2.0, 15, 0.01, 0.7, 0.5, low=0.95, high=0.99)
+    found = estimated({"liver": 0.96, "low": 0.94, "high": 0.995}, dict.fromkeys(("liver", "low", "high"), line))
+    assert [(one.error, one.outside) for one in found.values()] == [(0.01, False), (None, True), (None, True)]
+    told = summary(found)
+    assert told is not None and told["organs"]["low"] == {
+        "expected_dice": 0.94, "dice": 0.82, "error": None, "outside": True,
+    }  # fmt: skip
+    inside, below, _ = notes(told)
+    assert inside == "note: liver: estimated Dice 0.88, no measurement (docs/quality.md)"
+    assert "far from the patients it was fitted on" in below
+    assert notes(None) == notes({"organs": {"liver": {"dice": None}}}) == []
 
 
 def test_too_few_patients_are_refused() -> None:

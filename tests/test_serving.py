@@ -18,6 +18,7 @@ from ctseg import orthanc, servingplan, servingrun
 from ctseg.childprocess import Child
 from ctseg.cli import main
 from ctseg.errors import CtsegError, InputError, OutputError
+from ctseg.loopback import is_loopback
 from ctseg.orthanc import ServingError, dicom_files, find_orthanc
 from ctseg.servingplan import Plan, checked_plan, free_port, only_one, server_command
 from ctseg.users import add_user
@@ -30,6 +31,16 @@ def nifti(tmp_path: Path) -> Path:
     (tmp_path / "my cts").mkdir()
     write_nifti(tmp_path / "my cts" / "a.nii.gz", f_phantom(), straight_affine())
     return tmp_path / "my cts"
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [("localhost", True), ("LOCALHOST", True), ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("[::1]", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("hospital", False), ("x.localhost", False),
+     ("127.0.0.1.evil.org", False), ("", False), (None, False)],
+)  # fmt: skip
+def test_one_answer_on_whose_address_it_is(host: str | None, own: bool) -> None:
+    assert is_loopback(host) == own
 
 
 def test_what_the_studies_are(nifti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
+from ctseg import loopback
 from ctseg.errors import ConfigError
 from ctseg.users import User, check_private, check_token, hash_token, read_users
 
@@ -128,13 +128,7 @@ def _origin(text: str) -> str:
 
 def is_loopback(host: str | None) -> bool:
     """Whether a name or address is this machine's own and no other machine can reach it."""
-    name = (host or "").strip("[]").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return (host or "").lower().endswith(".localhost") or loopback.is_loopback(host)  # RFC 6761: names below it, too
 
 
 def live_config() -> Any:

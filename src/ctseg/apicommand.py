@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import ConfigError
+from ctseg.loopback import is_loopback
 from ctseg.users import read_token
 
 _EXAMPLES = """examples:
@@ -18,7 +19,6 @@ _EXAMPLES = """examples:
   curl -F file=@ct.nii.gz -F 'models=["liver"]' -o mask.nii.gz http://127.0.0.1:8010/predict/
 
 Research use only: not a medical device, not for diagnosis."""
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_command(commands: Any) -> None:
@@ -56,7 +56,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             "a port from 1 to 65535"
         )
     token = None if arguments.token_file is None else read_token(arguments.token_file)
-    if token is None and arguments.host not in _LOOPBACK:
+    if token is None and not is_loopback(arguments.host):
         raise ConfigError(
             f"on {arguments.host} other computers can reach the service, so a token is needed: write a long random "
             "word into a file and name it with --token-file"

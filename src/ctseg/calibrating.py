@@ -150,6 +150,8 @@ def fit(pairs: Sequence[tuple[float, float]]) -> Calibration:
         error=float(np.mean(errors)),
         pearson=float(stats.pearsonr(expected, real).statistic),
         spearman=float(stats.spearmanr(expected, real).statistic),
+        low=float(expected.min()),
+        high=float(expected.max()),
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ctseg.errors import ConfigError, CtsegError, InputError
 from ctseg.flatoutputs import flat_names, source_entry, wanted_flat_kinds, with_load, write_flat
 from ctseg.outputs import check_folder
+from ctseg.quality import notes as quality_notes
 from ctseg.registry import BundleInfo, verify_weights
 
 if TYPE_CHECKING:
@@ -153,9 +154,7 @@ def _summary(report: dict[str, Any], out: Path, files: Sequence[Path]) -> str:
         lines.append(f"{one['name']}: {what}")
         if one["touches_edge"]:
             lines.append(f"note: {one['name']} reaches the edge of the image: its area is a lower bound")
-    for name, quality in ((report["quality"] or {}).get("organs") or {}).items():
-        if quality["dice"] is not None:
-            lines.append(f"note: {name}: estimated Dice {quality['dice']:.2f}, no measurement (docs/quality.md)")
+    lines += quality_notes(report["quality"])
     lines += [f"note: {note}" for note in report["notes"]]
     lines.append(f"{out}: {'  '.join(file.name for file in files)}  ({report['seconds']['total']:.1f} s)")
     return "\n".join([*lines, report["intended_use"]])

@@ -163,8 +163,8 @@ def make_flat_network(
     """Return a network for flat images of any size, by name.
 
     Args:
-        name: segnet, unet_unpool, unet_nearest, unet_strided, unet_64_512 (`ctseg.flatnetworks`); or a network of
-            `make_segmenter` with its options set: fpn_light, fpn_resnet152, segformer_b0.
+        name: segnet, unet_unpool, unet_nearest, unet_strided, unet_64_512, unet_repeating (`ctseg.flatnetworks`); or a
+            network of `make_segmenter` with its options set: fpn_light, fpn_resnet152, segformer_b0.
         in_channels: of the image.
         classes: logits.
         first_layer: as for `make_segmenter`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from ctseg.volume import Volume
 
 _MASK_OF_A_RUN = "mask.nii.gz"
 _FLAT_MASK_OF_A_RUN = "mask.png"  # what `ctseg segment -o DIR/<case>` and a bundle's inference write
+_SEG_OF_A_RUN = "segmentation.dcm"
+_SEG = (".dcm", ".dicom")
 
-
-_OF_A_RUN = (_MASK_OF_A_RUN, _FLAT_MASK_OF_A_RUN)
+_OF_A_RUN = (_MASK_OF_A_RUN, _FLAT_MASK_OF_A_RUN, _SEG_OF_A_RUN)
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Pairs:
 
 
 def find_images(folder: str | Path, strip: Sequence[str] = ()) -> Found:
-    """Find the images of a folder by case: each volume file or flat image, and each sub-folder with a mask of a run.
+    """Find the masks of a folder by case: volume files, flat images, DICOM SEG, and sub-folders with a mask of a run.
 
     Args:
         folder: where; hidden files and other files are passed over.
@@ -68,7 +69,7 @@ def find_images(folder: str | Path, strip: Sequence[str] = ()) -> Found:
         path = entry
         if entry.is_dir():
             path = next((p for name in _OF_A_RUN if (p := entry / name).is_file()), entry / _MASK_OF_A_RUN)
-        if is_volume_path(path) or path.name.lower().endswith(PICTURES):
+        if is_volume_path(path) or path.name.lower().endswith((*PICTURES, *_SEG)):
             claims.setdefault(_case(entry, strip), []).append(path)
     single = {case: paths[0] for case, paths in claims.items() if len(paths) == 1}
     doubled = {case: [p.relative_to(folder).as_posix() for p in paths] for case, paths in claims.items()}
@@ -76,7 +77,7 @@ def find_images(folder: str | Path, strip: Sequence[str] = ()) -> Found:
 
 
 def _case(entry: Path, strip: Sequence[str]) -> str:
-    name = entry.name if entry.is_dir() else case_name(entry)
+    name = entry.name if entry.is_dir() else entry.stem if _is_seg(entry) else case_name(entry)
     for ending in strip:
         if ending and name.endswith(ending) and name != ending:
             return name[: -len(ending)]
@@ -142,7 +143,8 @@ def read_pair(
     """Read two label maps of one image.
 
     A prediction whose axes are stored in another order or direction than the reference's is turned to it, which moves
-    voxels but changes none.
+    voxels but changes none. One of the two may be a DICOM SEG; it is brought onto the other's grid, with the numbers of
+    its segments as values.
 
     Args:
         prediction: its file.
@@ -157,7 +159,10 @@ def read_pair(
         GeometryError: when the two do not lie on one grid.
     """
     wanted = values or (None, None)
-    one, other = (read_labels(path, value) for path, value in zip((prediction, reference), wanted, strict=True))
+    if _is_seg(prediction) or _is_seg(reference):
+        one, other = _read_with_seg(prediction, reference)
+    else:
+        one, other = (read_labels(path, value) for path, value in zip((prediction, reference), wanted, strict=True))
     for volume in (one, other):
         if volume.array.dtype.kind == "f" and not np.array_equal(volume.array, np.rint(volume.array)):
             raise InputError(
@@ -165,6 +170,27 @@ def read_pair(
                 "expected a label map with a whole number for each organ; write the mask, not the probability"
             )
     return other, on_grid_of(one, other)
+
+
+def _is_seg(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in _SEG and Path(path).is_file()
+
+
+def _read_with_seg(prediction: str | Path, reference: str | Path) -> tuple[Volume, Volume]:
+    """Read a pair of which one is a DICOM SEG: its frames alone make no grid, so it takes the other's."""
+    from ctseg.segmentreading import read_seg_on
+
+    paths = [Path(prediction), Path(reference)]
+    if all(_is_seg(path) for path in paths):
+        raise InputError(
+            f"{paths[0].name} and {paths[1].name} are both DICOM SEG, which keep only slices with something on them: "
+            "give one of the two as NIfTI on its CT's grid (ctseg segment --output nifti)"
+        )
+    place = next(number for number, path in enumerate(paths) if _is_seg(path))
+    like = read_labels(paths[1 - place])
+    labels, _ = read_seg_on(paths[place], like)
+    volume = replace(like, array=labels, source=paths[place])
+    return (volume, like) if place == 0 else (like, volume)
 
 
 def on_grid_of(volume: Volume, like: Volume) -> NDArray[Any]:

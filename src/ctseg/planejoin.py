@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ctseg.errors import BundleError, ConfigError
+from ctseg.errors import BundleError, ConfigError, OutputError
 
 _PLANE_TASK, _VOLUME_TASK = "aspects_plane_ct_segmentation", "aspects_ct_segmentation"
 _FUSIONS = ("consensus", "mean", "learned")
@@ -20,10 +21,11 @@ network is the one that it describes, else that of --plane-task.
 fusions:
   consensus  the class that two of three planes hold, else background
   mean       the class of the largest mean probability
-  learned    a weight for each plane and class; all a third until FOLDER/configs/train.json has run
+  learned    a weight for each plane and class, fitted on the validation patients of --data; without --data all a third
 
-example:
+examples:
   ctseg join-planes runs/axial/model.pt runs/coronal/model.pt runs/sagittal/model.pt -o my_planes
+  ctseg join-planes AXIAL.pt CORONAL.pt SAGITTAL.pt -o my_planes --fusion learned --data DATA
   ctseg segment head.nii.gz --task my_planes -o out"""
 
 
@@ -40,6 +42,8 @@ def add_command(commands: Any) -> None:
         command.add_argument(plane, type=Path, metavar=plane.upper(), help=f"weights of the {plane} network")
     command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="the new bundle's folder")
     command.add_argument("--fusion", choices=_FUSIONS, default="consensus", help="how (default: consensus)")
+    command.add_argument("--data", type=Path, metavar="DATA", help="data folder to learn the fusion on")
+    command.add_argument("--device", default="auto", help="of that: auto, cpu, cuda or cuda:N (default: auto)")
     command.add_argument("--plane-task", default=_PLANE_TASK, metavar="NAME", help=f"bundle of a plane ({_PLANE_TASK})")
     command.add_argument(
         "--task", default=_VOLUME_TASK, metavar="NAME", help=f"bundle whose pipeline is taken over ({_VOLUME_TASK})"
@@ -50,15 +54,33 @@ def add_command(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from ctseg.registry import get_bundle
 
+    if arguments.data is not None and arguments.fusion != "learned":
+        raise ConfigError(f"--data is to learn a fusion, and {arguments.fusion} learns nothing: pass --fusion learned")
     weights = {plane: getattr(arguments, plane) for plane in ("axial", "coronal", "sagittal")}
-    made = join_planes(
-        weights, get_bundle(arguments.plane_task), get_bundle(arguments.task), arguments.out, arguments.fusion
-    )
+    bundle, learn = get_bundle(arguments.task), None
+    if arguments.data is not None:
+        learn = _learner(bundle.path / "configs" / "train.json", arguments.data, arguments.device)
+    made = join_planes(weights, get_bundle(arguments.plane_task), bundle, arguments.out, arguments.fusion, learn)
     print(f"{made.path}: three planes, {arguments.fusion}; version {made.version}")
     print(f"next: ctseg segment HEAD --task {arguments.out} -o OUT")
 
 
-def join_planes(weights: Mapping[str, Path], plane_bundle: Any, bundle: Any, out: Path, fusion: str) -> Any:
+def _learner(train_config: Path, data: Path, device: str) -> Callable[[Any], Any]:
+    from ctseg.devices import inference_device
+    from ctseg.planefusion import learn_weights
+    from ctseg.segmentcommand import say
+
+    return partial(learn_weights, train_config=train_config, data=data, device=inference_device(device), say=say)
+
+
+def join_planes(
+    weights: Mapping[str, Path],
+    plane_bundle: Any,
+    bundle: Any,
+    out: Path,
+    fusion: str,
+    learn: Callable[[Any], Any] | None = None,
+) -> Any:
     """Write the bundle of three planes.
 
     Args:
@@ -67,6 +89,7 @@ def join_planes(weights: Mapping[str, Path], plane_bundle: Any, bundle: Any, out
         bundle: the `BundleInfo` of a volume's, whose preprocessing, labels and training are taken over.
         out: a new folder.
         fusion: "consensus", "mean" or "learned".
+        learn: gives the weights of "learned" for the network with its planes' weights; None leaves a third each.
 
     Returns:
         The new `BundleInfo`.
@@ -76,14 +99,15 @@ def join_planes(weights: Mapping[str, Path], plane_bundle: Any, bundle: Any, out
         ConfigError: an experiment of another plane.
         OutputError: the folder is there already, or cannot be written.
     """
-    import torch
     from monai.bundle import ConfigParser
 
     from ctseg.bundlecopy import copy_with_weights
-    from ctseg.files import write_beside, written_beside
+    from ctseg.files import write_beside
     from ctseg.registry import get_bundle
-    from ctseg.weights import load_weights, read_weights
+    from ctseg.weights import load_weights, read_weights, save_tensors
 
+    if out.exists():
+        raise OutputError(f"{out} is there already; name a new folder")
     if plane_bundle.labels != bundle.labels:
         raise BundleError(f"{plane_bundle.name} and {bundle.name} have other labels: name bundles of the same ones")
     networks = {plane: _network_of(plane, path, plane_bundle) for plane, path in weights.items()}
@@ -104,11 +128,13 @@ def join_planes(weights: Mapping[str, Path], plane_bundle: Any, bundle: Any, out
     network = parser.get_parsed_content("network_def")
     if fusion == "learned":
         joined["weights"] = network.weights.detach().clone()
-    with written_beside(out.with_name(f"{out.name}.pt")) as beside:
-        torch.save(joined, beside)
     file = out.with_name(f"{out.name}.pt")
     try:
+        save_tensors(joined, file)
         load_weights(network, file)
+        if fusion == "learned" and learn is not None:
+            joined["weights"] = learn(network).detach().clone()
+            save_tensors(joined, file)
         made = copy_with_weights(
             bundle,
             file,
@@ -125,6 +151,8 @@ def join_planes(weights: Mapping[str, Path], plane_bundle: Any, bundle: Any, out
         # whole volumes: every slice of every plane is seen once
         place = config if name == "inference" else config["validate"]
         place["inferer"] = {"_target_": "SimpleInferer"}
+        if name == "train":  # further training begins with these planes; frozen ones would be random else
+            config["pretrained"] = "$@bundle_root + '/models/model.pt'"
         write_beside(made.path / "configs" / f"{name}.json", (json.dumps(config, indent=4) + "\n").encode())
     return get_bundle(made.path)
 

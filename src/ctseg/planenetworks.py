@@ -78,7 +78,7 @@ class ThreePlanes(nn.Module):
         """Return logits (B, classes, L, P, S) of an image (B, C, L, P, S) in LPS order."""
         if self.only is not None:
             return self._plane(image, self.only)
-        shares = torch.stack([self._plane(image, name).softmax(dim=1) for name in PLANES])
+        shares = self.shares(image)
         if self.fusion == "consensus":
             return _vote(shares.argmax(dim=2), self.classes)
         if self.weights is not None:
@@ -86,16 +86,32 @@ class ThreePlanes(nn.Module):
             return (shares * weights).sum(dim=0).clamp_min(1e-7).log()
         return shares.mean(dim=0).clamp_min(1e-7).log()
 
+    def shares(self, image: torch.Tensor) -> torch.Tensor:
+        """Return each plane's probabilities (3, B, classes, L, P, S), in the order of `ctseg.spacing.PLANES`."""
+        return torch.stack([self._plane(image, name).softmax(dim=1) for name in PLANES])
+
     def _plane(self, image: torch.Tensor, name: str) -> torch.Tensor:
         """The logits of one plane's network, on the image's grid."""
         axes = PLANES[name]
         turned = image.permute(0, 1, *[2 + axis for axis in axes])
-        batch, _, rows, columns, count = turned.shape
-        flat = turned.permute(0, 4, 1, 2, 3).flatten(0, 1)
-        padded = functional.pad(flat, (0, -columns % self.divisor, 0, -rows % self.divisor))
-        logits = torch.cat([self.planes[name](part).float() for part in padded.split(self.slices)])
-        logits = logits[..., :rows, :columns].unflatten(0, (batch, count)).permute(0, 2, 3, 4, 1)
+        logits = slice_by_slice(self.planes[name], turned, self.divisor, self.slices)
         return logits.permute(0, 1, *[2 + axes.index(axis) for axis in range(3)])
+
+
+def slice_by_slice(network: nn.Module, volume: torch.Tensor, divisor: int, slices: int) -> torch.Tensor:
+    """Logits of a volume (B, C, rows, columns, slices) from a 2D network.
+
+    Args:
+        network: (B, C, rows, columns) to logits (B, classes, rows, columns).
+        volume: the slices run along the last axis.
+        divisor: of which the slices' sizes must be multiples; they are padded with zeros and cropped again.
+        slices: in one forward pass.
+    """
+    batch, _, rows, columns, count = volume.shape
+    flat = volume.permute(0, 4, 1, 2, 3).flatten(0, 1)
+    padded = functional.pad(flat, (0, -columns % divisor, 0, -rows % divisor))
+    logits = torch.cat([network(part).float() for part in padded.split(slices)])
+    return logits[..., :rows, :columns].unflatten(0, (batch, count)).permute(0, 2, 3, 4, 1)
 
 
 def _vote(chosen: torch.Tensor, classes: int) -> torch.Tensor:

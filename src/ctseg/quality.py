@@ -31,6 +31,8 @@ class Calibration:
         error: mean absolute difference from the real Dice, each patient estimated by a line fitted on the others.
         pearson: correlation of expected and real Dice over the patients.
         spearman: their rank correlation.
+        low: the lowest expected Dice of these patients; None where it is not known.
+        high: the highest.
     """
 
     slope: float
@@ -39,6 +41,12 @@ class Calibration:
     error: float
     pearson: float
     spearman: float
+    low: float | None = None
+    high: float | None = None
+
+    def outside(self, expected: float) -> bool:
+        """Whether the line would be drawn on beyond the patients it was fitted on: its error says nothing there."""
+        return (self.low is not None and expected < self.low) or (self.high is not None and expected > self.high)
 
     def dice(self, expected: float) -> float:
         """Return the Dice that an expected Dice stands for, within 0 to 1."""
@@ -52,12 +60,14 @@ class Quality:
     Attributes:
         expected_dice: from the probabilities alone.
         dice: the estimate; None without a calibration.
-        error: mean absolute error of such estimates where they were calibrated; None without.
+        error: mean absolute error of such estimates where they were calibrated; None without, and outside.
+        outside: the expected Dice is none that the calibration has seen.
     """
 
     expected_dice: float
     dice: float | None = None
     error: float | None = None
+    outside: bool = False
 
 
 def overlap_sums(logits: torch.Tensor) -> list[tuple[float, float, float]]:
@@ -102,7 +112,11 @@ def estimated(expected: Mapping[str, float], calibrations: Mapping[str, Calibrat
     found = {}
     for name, value in expected.items():
         line = calibrations.get(name)
-        found[name] = Quality(value, line.dice(value), line.error) if line else Quality(value)
+        if line is None:
+            found[name] = Quality(value)
+        else:
+            outside = line.outside(value)
+            found[name] = Quality(value, line.dice(value), None if outside else line.error, outside)
     return found
 
 
@@ -133,8 +147,19 @@ def summary(quality: Mapping[str, Quality]) -> dict[str, Any] | None:
             "expected_dice": round(one.expected_dice, 4),
             "dice": None if one.dice is None else round(one.dice, 3),
             "error": None if one.error is None else round(one.error, 3),
+            "outside": one.outside,
         }
         for name, one in quality.items()
     }
     known = [one.dice for one in quality.values() if one.dice is not None]
     return {"dice": round(sum(known) / len(known), 3) if known else None, "organs": organs}
+
+
+def notes(quality: Mapping[str, Any] | None) -> list[str]:
+    """Return a line for each organ of what `summary` returned whose Dice is estimated."""
+    lines = []
+    for name, one in ((quality or {}).get("organs") or {}).items():
+        if one["dice"] is not None:
+            doubt = ", far from the patients it was fitted on: do not trust it" if one.get("outside") else ""
+            lines.append(f"note: {name}: estimated Dice {one['dice']:.2f}, no measurement{doubt} (docs/quality.md)")
+    return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
 from ctseg.history import History, write_table
+from ctseg.otherlosses import MeanLosses, OtherLosses
 from ctseg.pooled import Overlap, class_map, slice_counts
 from ctseg.settings import flat_settings, parser_in_use, versions
 
@@ -36,6 +37,8 @@ class Record:
         validator: the engine whose metrics are taken; None for none.
         loss: of the validation; None leaves the validation's loss out.
         dimensions: of the network; 2 gives a loss of volumes slice by slice.
+        log_losses: further losses, measured and not trained on, as `ctseg.otherlosses.OtherLosses` takes them: columns
+            `train_NAME_loss` and `val_NAME_loss`.
     """
 
     def __init__(
@@ -45,12 +48,14 @@ class Record:
         validator: Engine | None = None,
         loss: Any = None,
         dimensions: int = 3,
+        log_losses: Sequence[str | Mapping[str, Any]] = (),
     ) -> None:
         self.history = history
         self.optimizer = optimizer
         self.validator = validator
         self.loss = loss
         self.dimensions = dimensions
+        self.others = OtherLosses(log_losses or ())
         self._parser = parser_in_use()
         self._measured: dict[str, float] | None = None
 
@@ -59,6 +64,8 @@ class Record:
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        if self.others.wanted:  # before a batch is taken apart: its label tells what was annotated
+            engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._other_losses)
         if self.validator is not None:
             self.validator.add_event_handler(Events.STARTED, self._begin_validation)
             self.validator.add_event_handler(Events.COMPLETED, self._end_validation)
@@ -76,7 +83,13 @@ class Record:
         self._rates = _rates(self.optimizer)
         self._losses: list[torch.Tensor] = []
         self._overlaps: list[Overlap] = []
+        self._others = MeanLosses()
         self._measured = None
+
+    def _other_losses(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        prediction, label = output["pred"].detach(), output["label"]
+        self._others.add(self.others.of(prediction, label))
 
     def _step(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -98,6 +111,7 @@ class Record:
 
     def _begin_validation(self, engine: Engine) -> None:
         self._validation: list[float] = []
+        self._validation_others = MeanLosses()
 
     def _validation_step(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -114,20 +128,23 @@ class Record:
         prediction = prediction.detach().clamp(-CERTAIN, CERTAIN)
         if self.dimensions == 2 and prediction.ndim == 5:
             prediction, label = (t.movedim(-1, 1).flatten(0, 1) for t in (prediction, label))
-        with torch.no_grad():
-            parts = [
-                (float(self.loss(p, r)) * len(p))
-                for p, r in zip(prediction.split(CHUNK), label.split(CHUNK), strict=True)
-            ]
-        return sum(parts) / len(prediction)
+        total = 0.0
+        for part, reference in zip(prediction.split(CHUNK), label.split(CHUNK), strict=True):
+            with torch.no_grad():
+                total += float(self.loss(part, reference)) * len(part)
+            if self.others.wanted:
+                self._validation_others.add(self.others.of(part, reference), len(part) / len(prediction))
+        return total / len(prediction)
 
     def _end_validation(self, engine: Engine) -> None:
         self._measured = {name: float(value) for name, value in engine.state.metrics.items()}
         if self._validation:
             self._measured["val_loss"] = sum(self._validation) / len(self._validation)
+            self._measured |= self._validation_others.row("val")
 
     def _end(self, engine: Engine) -> None:
         numbers: dict[str, float] = {"train_loss": float(torch.stack(self._losses).mean())} if self._losses else {}
+        numbers |= self._others.row("train")
         for over, name in (("image", "train_image_iou"), ("dataset", "train_pooled_iou")):
             found = [overlap.value("iou", over) for overlap in self._overlaps]
             values = [value for value in found if value is not None]

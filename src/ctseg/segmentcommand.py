@@ -20,6 +20,7 @@ from ctseg.meshes import FACES, faces_wanted
 from ctseg.organchoice import default_task, select
 from ctseg.outputs import FLAT_KINDS, KINDS, USUAL_KINDS, check_folder, file_names, write_outputs
 from ctseg.presence_output import PRESENCE_KINDS, presence_names, presence_summary, write_presence
+from ctseg.quality import notes as quality_notes
 from ctseg.registry import BundleInfo, find_bundles, get_bundle, verify_weights
 from ctseg.runtimes import RUNTIMES
 
@@ -311,9 +312,7 @@ def _summary(report: Mapping[str, Any], out: Path, files: Sequence[Path]) -> str
         *stages,
     ]
     lines = ["", *(f"  {name:<{left}}  {text:>{right}}".rstrip() for name, text in rows), ""]
-    for name, one in ((report.get("quality") or {}).get("organs") or {}).items():
-        if one["dice"] is not None:
-            lines.append(f"note: {name}: estimated Dice {one['dice']:.2f}, no measurement (docs/quality.md)")
+    lines += quality_notes(report.get("quality"))
     for organ in organs:
         if organ["touches_edge"]:
             edges = ", ".join(organ["edges_touched"])

@@ -48,15 +48,46 @@ def read_seg(
             two labels on the same voxel.
         GeometryError: another frame of reference, or frames that cannot be placed.
     """
+    what = Path(path).name
+    return label_map_of(_opened(path, what), volume, labels, what)
+
+
+def read_seg_on(path: str | Path, volume: Volume) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    """Read a DICOM SEG onto any grid of the same patient, by where its frames say that they lie.
+
+    Its series is not asked for: only for what is known to belong together, such as a reference and a mask of one CT.
+
+    Args:
+        path: the SEG's file.
+        volume: whose grid is meant, of any format.
+
+    Returns:
+        The label map (I, J, K) uint8 on the volume's grid with the segments' numbers as values, and name -> value.
+
+    Raises:
+        InputError: no SEG, damaged, or two segments on the same voxel.
+        GeometryError: frames that do not say where they lie or make no even, straight stack, or lie elsewhere.
+    """
+    what = Path(path).name
+    seg = _opened(path, what)
+    _check_storage(seg, what)
+    values, frames = _labelled(seg, None, what)
+    if any(None in (frame.position, frame.orientation, frame.pixel_spacing) for frame, _ in frames):
+        raise GeometryError(f"{what} has a frame that does not say where it lies: store it again, or give a NIfTI mask")
+    target = _resampled(frames, slice_step(seg), volume, what) if frames else np.zeros(volume.shape, np.uint8)
+    if frames and not target.any():
+        raise GeometryError(f"{what} lies nowhere on the grid of {volume.source}: give masks of the same image")
+    return target, values.names
+
+
+def _opened(path: str | Path, what: str) -> Dataset:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    what = Path(path).name
     try:
-        seg = pydicom.dcmread(path)
+        return pydicom.dcmread(path)
     except (InvalidDicomError, OSError, EOFError) as error:
         raise InputError(f"{what} is no readable DICOM file; give the DICOM SEG of the series") from error
-    return label_map_of(seg, volume, labels, what)
 
 
 def label_map_of(
@@ -64,16 +95,22 @@ def label_map_of(
 ) -> tuple[NDArray[np.uint8], dict[str, int]]:
     """Do what `read_seg` does with a data set that was read already; `what` names it in sentences."""
     _check_belongs(seg, volume, what)
-    segments = {int(item.SegmentNumber): Segment.of(item) for item in seg.get("SegmentSequence") or ()}
-    values = _Values(segments, labels, what)
+    values, frames = _labelled(seg, labels, what)
     target = np.zeros(volume.shape, dtype=np.uint8)
-    frames = [(frame, values.of(frame.pixels)) for frame in frames_of(seg, what) if frame.pixels.any()]
     # One frame beside the CT's slices, and all are taken for a grid of their own: a finer one hits every second slice.
     if not all(_placed(frame, pixels, volume, target, what) for frame, pixels in frames):
         target = _resampled(frames, slice_step(seg), volume, what)
     if values.used and not target.any():
         raise GeometryError(f"{what} lies nowhere on its series {volume.series_uid}; store it on that series' slices")
     return target, values.names
+
+
+def _labelled(
+    seg: Dataset, labels: Sequence[Mapping[str, Any]] | None, what: str
+) -> tuple[_Values, list[tuple[Frame, NDArray[np.uint8]]]]:
+    segments = {int(item.SegmentNumber): Segment.of(item) for item in seg.get("SegmentSequence") or ()}
+    values = _Values(segments, labels, what)
+    return values, [(frame, values.of(frame.pixels)) for frame in frames_of(seg, what) if frame.pixels.any()]
 
 
 class _Values:
@@ -115,10 +152,14 @@ def _name(segment: Segment) -> str:
     return segment.name or f"segment {segment.number}"
 
 
-def _check_belongs(seg: Dataset, volume: Volume, what: str) -> None:
+def _check_storage(seg: Dataset, what: str) -> None:
     if str(seg.get("SOPClassUID", "")) not in _STORAGE:
         found = seg.get("Modality") or "something else"
         raise InputError(f"{what} is no DICOM SEG but {found}; give the segmentation that belongs to the CT")
+
+
+def _check_belongs(seg: Dataset, volume: Volume, what: str) -> None:
+    _check_storage(seg, what)
     if not volume.slices:
         raise InputError(f"{volume.source} is {volume.format}, but a DICOM SEG belongs to a DICOM series; give that")
     expected, found = volume.slices[0].frame_of_reference, str(seg.get("FrameOfReferenceUID", ""))

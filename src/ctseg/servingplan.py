@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import re
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ctseg.errors import InputError, OutputError
+from ctseg.loopback import is_loopback
 from ctseg.orthanc import ServingError, check_dicom, find_orthanc
 from ctseg.registry import BundleInfo, app_root, find_bundles
 from ctseg.users import read_token, read_users
@@ -125,14 +125,6 @@ def _joined(info: BundleInfo) -> tuple[str, ...]:
 def _home_of(address: str) -> Path:
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     return Path.home() / ".local" / "share" / "ctseg" / "serve" / digest
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this computer reaches a server that listens on this host."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _checked_token(host: str, file: Path | None) -> Path | None:

@@ -268,8 +268,9 @@ export class Panel {
 
   #results({ volumes_ml: volumes = {}, quality, notes = [], cut_by_the_scan: cut = [] }) {
     const lines = Object.entries(volumes).map(([organ, ml]) => {
-      const { dice, error } = quality?.organs?.[organ] ?? {};
-      const around = typeof error === 'number' ? ` \u00b1 ${error.toFixed(2)}` : '';
+      const { dice, error, outside } = quality?.organs?.[organ] ?? {};
+      const known = typeof error === 'number' ? ` \u00b1 ${error.toFixed(2)}` : '';
+      const around = outside ? ' (far from what the estimate was fitted on)' : known;
       const estimate = typeof dice === 'number' ? `, estimated Dice ${dice.toFixed(2)}${around}` : '';
       return `${organ}: ${ml.toFixed(1)} ml${estimate}`;
     });
