@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,33 @@ def write_dicom(path: Path, pixels: NDArray[np.generic], **elements: Any) -> Pat
     dataset.PixelData = pixels.tobytes()
     dataset.save_as(path)
     return path
+
+
+def dark_bundle(bundles: Path, name: str, folder: Path, size: tuple[int, int], below: float = 0.6) -> Path:
+    """Write a flat bundle whose answer is known: a pixel counts where its first channel is below a share of white.
+
+    A classifier says how sure it is that the mean is. Pictures of `size` (rows, columns) are not resized.
+
+    Args:
+        bundles: the shipped ones.
+        name: of the one to take after.
+        folder: to write; its parent is a folder of bundles.
+        size: of the pictures.
+        below: from 0 (black) to 1 (white).
+    """
+    import torch
+
+    shutil.copytree(bundles / name, folder)
+    config = folder / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    classifies = "threshold" in content
+    network = f"torch.nn.Conv2d({1 if classifies else 3}, 1, {list(size) if classifies else 1})"
+    content["network_def"] = f"$torch.nn.Sequential({network}, {'torch.nn.Flatten()' if classifies else ''})"
+    content["patch"] = list(size)
+    config.write_text(json.dumps(content))
+    steep = 100.0 if not classifies else 10.0
+    weight = torch.zeros((1, 1, *size) if classifies else (1, 3, 1, 1))
+    weight[:, 0] = -steep / (size[0] * size[1] if classifies else 1)
+    (folder / "models").mkdir(exist_ok=True)
+    torch.save({"0.weight": weight, "0.bias": torch.tensor([steep * below])}, folder / "models" / "model.pt")
+    return folder

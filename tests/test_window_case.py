@@ -20,8 +20,9 @@ from ctseg.cli import main
 from ctseg.errors import ConfigError, GeometryError, InputError, OutputError
 from ctseg.volume import Volume
 from ctseg.window.case import Case
+from ctseg.window.choices import organs_ready
 from ctseg.window.shortcut import write_shortcut
-from ctseg.window.work import find_organs, organs_ready
+from ctseg.window.work import find, find_organs
 
 # Indices run to the patient's right, front and head; 2 x 3 x 4 mm.
 AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
@@ -82,8 +83,12 @@ def test_measures() -> None:
     assert case.area_mm2("box", "Axial", 3) == pytest.approx(5 * 4 * 6)
     assert case.area_mm2("box", "Axial", 0) == 0
     assert case.area_mm2("box", "Sagittal", 5) == pytest.approx(4 * 3 * 12)
-    assert case.diameters_mm() == {"box": pytest.approx(np.hypot(10, 12))}  # corner to corner; "other" is not there
-    assert case.distance_mm("Axial", (1, 1), (4, 5)) == pytest.approx(10.0)
+    assert case.diameters_mm == {"box": pytest.approx(np.hypot(10, 12))}  # corner to corner; "other" is not there
+    assert case.distance("Axial", (1, 1), (4, 5)) == "10.0 mm"
+    box, other = case.rows("Axial", 3)
+    assert box == {"organ": "box", "volume": "1.4", "diameter": "16", "area": "1.2", "note": ""}
+    assert other == {"organ": "other", "volume": "-", "diameter": "-", "area": "0.0", "note": "not found"}
+    assert {column.name for column in case.columns} == set(box)
 
 
 @pytest.mark.parametrize(("code", "number"), [("RAS", 8), ("RAI", 3)])
@@ -94,7 +99,7 @@ def test_slices_have_the_numbers_of_the_file(code: str, number: int) -> None:
 
 def test_before_anything_is_found() -> None:
     case = phantom(found=False)
-    assert case.best_slice("Axial") == 5 and case.organs == {} and case.diameters_mm() == {}
+    assert case.best_slice("Axial") == 5 and case.organs == {} and case.rows("Axial", 0) == []
     assert case.area_mm2("box", "Axial", 0) == 0
     assert case.picture("Axial", 0).size == case.picture_size("Axial") == (20, 24)
 
@@ -115,8 +120,11 @@ def test_mask_of_another_grid_is_refused() -> None:
 def test_organs_and_refusals(tmp_path: Path) -> None:
     assert set(organs_ready()) >= {"liver", "bone"}
     assert organs_ready(tmp_path) == {}
+    nothing: Any = SimpleNamespace()
     with pytest.raises(InputError, match="no organ is chosen"):
-        find_organs(phantom(), [], SimpleNamespace(), tmp_path)  # type: ignore[arg-type]
+        find_organs(phantom(), [], nothing, tmp_path)
+    with pytest.raises(InputError, match="nothing is chosen"):
+        find(phantom(), [], nothing, tmp_path)
 
 
 def test_icon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +150,8 @@ def test_refusals_before_anything_is_opened(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="there is no file or folder"):
         run_window(tmp_path / "none.nii")
+    with pytest.raises(ConfigError, match="name a folder of bundles"):
+        run_window(None, bundles=tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,4 +1,4 @@
-"""The window in a real browser: a CT dropped, an organ found, seen, measured and taken home."""
+"""The window in a real browser: a CT and a photograph dropped, something found, seen, measured, taken home."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers_flat import dark_bundle, write_picture
 from helpers_phantoms import write_nifti
 from helpers_viewer import browser
+from PIL import Image
 
 pytest.importorskip("nicegui", reason="nicegui is not installed: scripts/setup app")
 
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])  # indices to the left, back and head
 BOX = (slice(34, 42), slice(10, 16), slice(12, 18))  # left, front, high
+PHOTO = (48, 80)
+LESION = (slice(8, 20), slice(50, 70))  # up and to the right
 
 
 @dataclass
@@ -39,15 +43,21 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("window")
+    bundles = folder / "bundles"
+    for name in ("skin_lesion_segmentation", "stroke_ct_segmentation"):
+        dark_bundle(root / "bundles", name, bundles / name, PHOTO)
+    for shipped in (root / "bundles").iterdir():
+        if not (bundles / shipped.name).exists():
+            (bundles / shipped.name).symlink_to(shipped)
     private = folder / "tmp"
     private.mkdir()
     log = (folder / "log").open("w+")
     # NiceGUI takes a process with pytest's variable for a test of itself.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "ctseg", "app", "--no-browser", "--device", "cpu"],
+        [sys.executable, "-m", "ctseg", "app", "--no-browser", "--device", "cpu", "--bundles", str(bundles)],
         stderr=log,
         stdout=log,
         text=True,
@@ -103,7 +113,7 @@ def test_from_a_ct_to_a_surface(page: Any, running: Running, ct: Path, tmp_path:
     page.get_by_text("48 x 40 x 24 voxels of 2.00 x 2.00 x 3.00 mm").wait_for()
     page.get_by_role("checkbox", name="liver").click()
     page.get_by_role("checkbox", name="bone").click()
-    page.get_by_role("button", name="Find organs").click()
+    page.get_by_role("button", name="Find").click()
     page.get_by_text("Take home").wait_for()
 
     row = page.locator("tbody tr").inner_text().split("\t")
@@ -118,8 +128,6 @@ def test_from_a_ct_to_a_surface(page: Any, running: Running, ct: Path, tmp_path:
 
 def _looks_right(page: Any) -> None:
     """The bone's colour lies left and front in the patient, so right and up in the picture; a surface is drawn."""
-    from PIL import Image
-
     page.get_by_role("slider", name="Strength").locator("[tabindex='0']").focus()
     page.keyboard.press("End")
     page.wait_for_timeout(1000)
@@ -158,9 +166,75 @@ def test_keyboard_and_accessibility(page: Any) -> None:
     page.get_by_role("slider", name="Slice").locator("[tabindex='0']").focus()
     page.keyboard.press("ArrowLeft")
     page.get_by_text(f"{before} / 24").wait_for()
+    _is_accessible(page)
+
+
+def _is_accessible(page: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     found = axe.Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found] == []
+
+
+def test_from_a_photograph_to_a_mask(page: Any, running: Running, tmp_path: Path) -> None:
+    inside = np.zeros(PHOTO, bool)
+    inside[LESION] = True
+    page.set_input_files("input[type=file]", str(write_picture(tmp_path / "Doe_Jane.png", inside)))
+    page.get_by_text("80 x 48 pixels, in colours. The file does not say how large a pixel is").wait_for()
+    page.get_by_text("Malignant tumor of prostate cannot be looked for yet: no weights come with it").wait_for()
+    for name in ("Axial", "mask.nii.gz"):
+        assert not page.get_by_role("button", name=name).is_visible()
+    assert not page.get_by_role("slider", name="Slice").is_visible() and page.locator("canvas").count() == 0
+    assert not page.get_by_label("Window").is_visible()
+
+    page.get_by_role("radio", name="Stroke (CT slice)").click()
+    page.get_by_role("button", name="Find").click()
+    page.locator(".q-notification").get_by_text(
+        "pixels are coloured, and stroke is looked for on a CT slice"
+    ).wait_for()
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("radio", name="Stroke (CT slice)").focus()
+    page.keyboard.press("ArrowUp")
+    page.get_by_role("button", name="Find").focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("Take home").wait_for()
+    # 12 rows by 20 columns; from corner to corner; of 48 by 80.
+    row = page.locator("tbody tr").inner_text().split("\t")
+    assert row[:4] == ["lesion", "240", f"{np.hypot(12, 20):.1f}", "6.2"]
+    _lies_on_the_lesion(page)
+    _measures_between_clicks(page)
+    for name in ("mask.png", "preview.png", "report.json", "everything.zip"):
+        with page.expect_download() as coming:
+            page.get_by_role("button", name=name).click()
+        coming.value.save_as(tmp_path / name)
+    assert (np.asarray(Image.open(tmp_path / "mask.png")) == 255 * inside).all()
+    assert json.loads((tmp_path / "report.json").read_text())["structures"][0]["pixels"] == 240
+    _is_accessible(page)
+    page.set_viewport_size({"width": 390, "height": 844})  # a telephone: nothing hangs over the edge
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert not [path for path in running.temporary.rglob("*") if "Doe" in path.name]
+
+
+def _lies_on_the_lesion(page: Any) -> None:
+    page.get_by_role("slider", name="Strength").locator("[tabindex='0']").focus()
+    page.keyboard.press("End")
+    page.wait_for_timeout(1000)
+    picture = np.asarray(Image.open(io.BytesIO(page.locator(".slice").screenshot())).convert("RGB")).astype(int)
+    green = np.argwhere(picture[..., 1] > picture[..., 0] + 40)  # the colour of a lesion; skin is red
+    scale = np.array(picture.shape[:2]) / PHOTO
+    # Half a pixel of the photograph: the browser smooths it.
+    assert (green.min(axis=0) / scale).tolist() == pytest.approx([8, 50], abs=0.7)
+    assert (green.max(axis=0) / scale).tolist() == pytest.approx([20, 70], abs=0.7)
+
+
+def _measures_between_clicks(page: Any) -> None:
+    shown = page.locator(".slice")
+    box = shown.bounding_box()
+    for x, y in ((10, 40), (50, 10)):
+        shown.click(position={"x": x / 80 * box["width"], "y": y / 48 * box["height"]})
+    said = page.get_by_text(re.compile(r"^[\d.]+ pixels$"))
+    said.wait_for()
+    assert float(said.inner_text().split()[0]) == pytest.approx(50.0, abs=0.5)
 
 
 def test_ends_and_leaves_nothing(page: Any, running: Running) -> None:

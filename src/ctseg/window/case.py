@@ -1,12 +1,9 @@
-"""One image in the window: its planes as pictures with the organs drawn in, and what can be measured on them.
-
-Nothing here knows of a web page, so everything a doctor reads off it is tested as plain functions.
-"""
+"""A volume in the window: its planes as pictures with the organs drawn in, and what can be measured on them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,23 +14,30 @@ from numpy.typing import NDArray
 
 from ctseg.errors import GeometryError
 from ctseg.organs import Organ, measure_organs
-from ctseg.preview import organ_colors
 from ctseg.views import EDGES, PLANES, to_lpi
 from ctseg.volume import Volume
+from ctseg.window.shown import WINDOWS, Column, Shown, longest_line, resized, sentences, windowed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ctseg.prediction import Prediction
 
-PLANE_NAMES = tuple(name for name, *_ in PLANES)
-WINDOWS = {"Soft tissue": (400.0, 40.0), "Liver": (160.0, 90.0), "Lung": (1500.0, -500.0), "Bone": (1800.0, 400.0)}
 _LONGEST_PIXELS = 768
+_COLUMNS = (
+    Column("organ", "Organ", right=False),
+    Column("volume", "Volume, ml"),
+    Column("diameter", "Longest axial diameter, mm"),
+    Column("area", "Area on this slice, cm²"),
+    Column("note", "Remark", right=False),
+)
 
 
 @dataclass(frozen=True)
-class Case:
-    """An image, and what was found in it once it was.
+class Case(Shown):
+    """A volume, and what was found in it once it was; pictures are in radiological convention.
+
+    The slices of a plane go from the head (axial), the front (coronal) or the right (sagittal).
 
     Attributes:
         volume: the image.
@@ -43,6 +47,11 @@ class Case:
     volume: Volume
     prediction: Prediction | None = None
     _orientation: NDArray[Any] = field(init=False, repr=False)
+
+    planes = tuple(name for name, *_ in PLANES)
+    windows = WINDOWS
+    turns = True
+    columns = _COLUMNS
 
     def __post_init__(self) -> None:
         """Find out how the axes run.
@@ -56,6 +65,13 @@ class Case:
                 f"the mask has the shape {self.prediction.label_map.shape} and the image {self.volume.shape}; "
                 "expected the same grid"
             )
+
+    @property
+    def about(self) -> str:
+        """Size, spacing and notes."""
+        sizes = " x ".join(str(size) for size in self.volume.shape)
+        spacing = " x ".join(f"{size:.2f}" for size in self.volume.spacing)
+        return f"{sizes} voxels of {spacing} mm. {sentences(self.volume.notes)}".strip()
 
     @cached_property
     def image(self) -> NDArray[Any]:
@@ -83,13 +99,6 @@ class Case:
             return {}
         found = measure_organs(self.prediction.label_map, self.prediction.labels, self.volume.source_affine)
         return {organ.name: organ for organ in found}
-
-    @cached_property
-    def colors(self) -> dict[str, tuple[int, int, int]]:
-        """Red, green, blue 0..255 of each organ, light enough for grey tissue."""
-        if self.prediction is None:
-            return {}
-        return organ_colors(self.prediction.labels, self.prediction.bundle.colors)
 
     def count(self, plane: str) -> int:
         """How many slices a plane has."""
@@ -121,46 +130,6 @@ class Case:
         width, height = (max(1, round(self.image.shape[axis] * self.spacing[axis] / edge)) for axis in axes)
         return width, height
 
-    def picture(
-        self,
-        plane: str,
-        index: int,
-        *,
-        window: tuple[float, float] = WINDOWS["Soft tissue"],
-        opacity: float = 0.4,
-        shown: Collection[str] | None = None,
-    ) -> Image:
-        """Draw a slice in radiological convention, true to the spacing.
-
-        Args:
-            plane: "Axial", "Coronal" or "Sagittal".
-            index: from the head (axial), the front (coronal) or the right (sagittal), from 0.
-            window: width and level in HU.
-            opacity: of the organs' colours, 0..1.
-            shown: the organs to draw; None draws all.
-
-        Returns:
-            RGB; pixels are squares of `pixel_mm`.
-        """
-        from PIL import Image as Images
-
-        values = self._slice(self.image, plane, index).astype(np.float32)
-        width, level = window
-        grey = np.clip((values - (level - width / 2)) / width * 255, 0, 255).astype(np.uint8)
-        size = self.picture_size(plane)
-        drawn = Images.fromarray(grey).resize(size, Images.Resampling.BILINEAR).convert("RGB")
-        if self.mask is None or self.prediction is None or opacity <= 0:
-            return drawn
-        codes = Images.fromarray(self._slice(self.mask, plane, index).astype(np.uint8))
-        found = np.asarray(codes.resize(size, Images.Resampling.NEAREST))
-        colored = np.array(drawn)
-        for name, code in self.prediction.labels.items():
-            if shown is None or name in shown:
-                here = found == code
-                mixed = colored[here] * (1 - opacity) + np.array(self.colors[name]) * opacity
-                colored[here] = np.rint(mixed).astype(np.uint8)
-        return Images.fromarray(colored)
-
     def letters(self, plane: str) -> tuple[str, str, str, str]:
         """Patient directions at the left, right, top and bottom edge of a picture."""
         _, across, down = _axes(plane)
@@ -178,16 +147,44 @@ class Case:
         """Length in mm between two places of a picture, given as (x, y) in its pixels."""
         return math.dist(one, other) * self.pixel_mm(plane)
 
+    def distance(self, plane: str, one: tuple[float, float], other: tuple[float, float]) -> str:
+        """The length in mm, as text."""
+        return f"{self.distance_mm(plane, one, other):.1f} mm"
+
+    @cached_property
     def diameters_mm(self) -> Mapping[str, float]:
         """The longest straight line within one axial slice of each organ that was found, edge to edge, in mm."""
         if self.mask is None or self.prediction is None:
             return {}
         spacing = self.spacing[:2]
         return {
-            organ.name: max(_longest(layer, spacing) for layer in np.moveaxis(self.mask == organ.code, 2, 0))
+            organ.name: max(longest_line(layer, spacing) for layer in np.moveaxis(self.mask == organ.code, 2, 0))
             for organ in self.organs.values()
             if organ.voxels
         }
+
+    def rows(self, plane: str, index: int) -> list[dict[str, str]]:
+        """The measures of each organ that was looked for."""
+        return [
+            {
+                "organ": name.replace("_", " "),
+                "volume": f"{organ.volume_ml:.1f}" if organ.voxels else "-",
+                "diameter": f"{self.diameters_mm[name]:.0f}" if organ.voxels else "-",
+                "area": f"{self.area_mm2(name, plane, index) / 100:.1f}",
+                "note": _note(organ),
+            }
+            for name, organ in self.organs.items()
+        ]
+
+    def _plain(self, plane: str, index: int, window: tuple[float, float] | None) -> Image:
+        grey = windowed(self._slice(self.image, plane, index), window or WINDOWS["Soft tissue"])
+        return resized(grey, self.picture_size(plane), smooth=True).convert("RGB")
+
+    def _codes(self, plane: str, index: int) -> NDArray[np.uint8] | None:
+        if self.mask is None:
+            return None
+        codes = self._slice(self.mask, plane, index).astype(np.uint8)
+        return np.asarray(resized(codes, self.picture_size(plane), smooth=False))
 
     def _slice(self, array: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
         """Rows (down) by columns (across) of one slice."""
@@ -200,17 +197,7 @@ def _axes(plane: str) -> tuple[int, int, int]:
     return next((along, across, down) for name, along, across, down in PLANES if name == plane)
 
 
-def _longest(found: NDArray[np.bool_], spacing: tuple[float, ...]) -> float:
-    """Longest line between corners of the pixels of a slice, in mm; only the convex hull can hold its ends."""
-    from scipy.spatial import ConvexHull
-    from scipy.spatial.distance import pdist
-
-    hits = np.argwhere(found)
-    if not hits.size:
-        return 0.0
-    # Of each row of pixels only the two ends can be on the hull.
-    firsts = np.r_[True, hits[1:, 0] != hits[:-1, 0]]
-    ends = hits[firsts | np.r_[firsts[1:], True]]
-    corners = (ends[:, None] + np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])).reshape(-1, 2)
-    corners = np.unique(corners, axis=0) * np.asarray(spacing)
-    return float(pdist(corners[ConvexHull(corners).vertices]).max())
+def _note(organ: Organ) -> str:
+    if not organ.voxels:
+        return "not found"
+    return "reaches the edge of the scan: a lower bound" if organ.touches_edge else ""

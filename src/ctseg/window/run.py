@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from ctseg.errors import ConfigError, InputError
+from ctseg.registry import bundles_root, find_bundles
 
 HOST = "127.0.0.1"
 COOKIE = "ctseg_window"
@@ -62,7 +63,9 @@ async def _answer(send: Any, status: int, body: bytes, *headers: tuple[bytes, by
     await send({"type": "http.response.body", "body": body})
 
 
-def run_window(source: Path | None, *, port: int = 0, device: str = "auto", browser: bool = True) -> None:
+def run_window(
+    source: Path | None, *, port: int = 0, device: str = "auto", browser: bool = True, bundles: Path | None = None
+) -> None:
     """Open the window and return when it is ended.
 
     Args:
@@ -70,13 +73,16 @@ def run_window(source: Path | None, *, port: int = 0, device: str = "auto", brow
         port: on 127.0.0.1; 0 takes a free one.
         device: where networks run.
         browser: open the address in the default browser.
+        bundles: folder of the bundles; None takes the shipped ones.
 
     Raises:
         InputError: there is no such image.
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or there are no bundles in the folder.
     """
     if source is not None and not source.exists():
         raise InputError(f"there is no file or folder {source}; give an image, or nothing to choose one on the page")
+    if bundles is not None and not find_bundles(bundles):
+        raise ConfigError(f"there is no bundle in {bundles}; name a folder of bundles, such as {bundles_root()}")
     free = _free_port(port)
     from nicegui import app, ui
 
@@ -87,7 +93,7 @@ def run_window(source: Path | None, *, port: int = 0, device: str = "auto", brow
     key = secrets.token_urlsafe(24)
     app.add_middleware(KeyGate, key=key)
     address = f"http://{HOST}:{free}/?key={key}"
-    predictors = Predictors(device)
+    predictors = Predictors(device, bundles)
 
     @ui.page("/")
     async def page() -> None:
