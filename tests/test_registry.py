@@ -30,6 +30,12 @@ def test_every_property_of_a_trained_bundle(tmp_path: Path) -> None:
     assert verify_weights(info) == info.weights
 
 
+def test_pictures_show_what_the_task_wishes(tmp_path: Path) -> None:
+    make_bundle(tmp_path, "body")
+    make_bundle(tmp_path, "head", shown_window=[0, 80])
+    assert {name: info.shown_window for name, info in find_bundles(tmp_path).items()} == {"body": None, "head": (0, 80)}
+
+
 def test_untrained_and_missing_weights_are_told_apart(tmp_path: Path) -> None:
     make_bundle(tmp_path, "a", weights=None)
     (make_bundle(tmp_path, "b") / "models" / "model.pt").unlink()

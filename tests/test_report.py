@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ctseg.errors import OutputError
 from ctseg.files import written_beside
 from ctseg.organs import measure_organs, voxel_volume_ml
 from ctseg.outputs import KINDS, check_folder, file_names, write_outputs
+from ctseg.preview import write_preview
 from ctseg.registry import get_bundle
 from ctseg.report import build_report
 
@@ -110,6 +112,29 @@ def test_all_files_are_written_and_their_sums_are_true(prediction: FakePredictio
     assert json.loads((out / "report.json").read_text()) == report
     for name, entry in report["outputs"].items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_the_preview_shows_the_values_that_the_task_wishes(
+    prediction: FakePrediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def watched(*args: Any, **options: Any) -> Path:
+        seen.append(options["window"])
+        return write_preview(*args, **options)
+
+    monkeypatch.setattr("ctseg.preview.write_preview", watched)
+    head = get_bundle(make_bundle(tmp_path, "head", shown_window=[0, 80]))
+    for bundle in (prediction.bundle, head):
+        chosen = FakePrediction(prediction.volume, prediction.label_map, bundle)
+        write_outputs(chosen, tmp_path / bundle.name / "out", ["png"])
+    assert seen == [(400.0, 40.0), (80.0, 40.0)]  # width and level
+
+
+def test_what_must_be_said_with_every_result_is_in_the_report(tmp_path: Path) -> None:
+    info = get_bundle(make_bundle(tmp_path, "head", caution="seen to miss regions"))
+    case = FakePrediction(make_volume(notes=("A note.",)), make_labels(), info)
+    assert build_report(case, [], {}, [])["notes"] == ["A note.", "head: seen to miss regions"]
 
 
 def test_two_runs_give_the_same_bytes(prediction: FakePrediction, tmp_path: Path) -> None:

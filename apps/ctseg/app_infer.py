@@ -73,6 +73,8 @@ class SegmentationTask(InferTask):
             return {**answer, "description": str(error), "version": "", "trained": False, "status": "broken"}
         answer.update(version=bundle.version, labels=bundle.labels, trained=bundle.trained, status=bundle.status)
         answer.update(description=bundle.description, modality=bundle.modality, evidence=bundle.evidence)
+        if bundle.caution:
+            answer["description"] = f"{bundle.description} Caution: {bundle.caution}."
         if problem := _why_untrained(bundle) if not bundle.ready else self._networks.problem(bundle):
             answer["description"] = f"{bundle.description} Not usable yet: {problem}"
         return answer

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,8 @@ def _run(arguments: argparse.Namespace) -> None:
         darker_by=arguments.difference,
         hu_range=arguments.hu_range,
     )
+    if arguments.mask is None and info.caution:
+        found = replace(found, notes=(*found.notes, f"{info.name}: {info.caution}"))
     levels = find_levels(volume.array, labels, volume.affine, values)
     files = [_write(out / TABLE, table(found))]
     origin = f"the file {arguments.mask.name}" if arguments.mask is not None else f"{info.name} {info.version}"

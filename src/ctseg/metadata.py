@@ -56,6 +56,8 @@ def metadata_of(values: Mapping[str, Any], task: str) -> dict[str, Any]:
             "licence": dict(values["licence"]),
             "weights": dict(values["weights"]) if values["weights"] else None,
             **({} if values.get("needs_weights", True) else {"needs_weights": False}),
+            **({"caution": values["caution"]} if values.get("caution") else {}),
+            **({"shown_window": list(values["shown_window"])} if values.get("shown_window") else {}),
             **({"flat": True} if values.get("flat") else {}),
             **({"patient_pattern": values["patient_pattern"]} if values.get("patient_pattern") else {}),
             **({"part_of": list(values["part_of"])} if values.get("part_of") else {}),

@@ -125,9 +125,11 @@ def _write_all(
         files += write_meshes(volume, label_map, labels, folder, kinds=kinds, faces=faces, colors=colors)
         done("write meshes")
     if "png" in kinds:
-        from ctseg.preview import write_preview
+        from ctseg.preview import SOFT_TISSUE, width_and_level, write_preview
 
-        files.append(write_preview(volume, label_map, labels, folder / PREVIEW, colors=colors))
+        shown = prediction.bundle.shown_window
+        window = SOFT_TISSUE if shown is None else width_and_level(shown)
+        files.append(write_preview(volume, label_map, labels, folder / PREVIEW, window=window, colors=colors))
         done("write preview")
     if asked := [kind for kind in LABEL_FILES if kind in kinds]:
         files += [write_label_file(kind, labels, colors, folder) for kind in asked]

@@ -126,7 +126,7 @@ def write_samples(prepared: Prepared, bundle: BundleInfo, report: Mapping[str, A
     """
     names = drawn_structures(prepared, bundle)
     colors = {name: bundle.colors.get(name, COLORS[i % len(COLORS)]) for i, name in enumerate(names)}
-    window = SOFT_TISSUE if bundle.modality.upper() == "CT" else None
+    window = (bundle.shown_window or SOFT_TISSUE) if bundle.modality.upper() == "CT" else None
     chosen = choose_samples([_of(case.measured.voxels, names) for case in prepared.taken], number)
     figures = [_figure(prepared.taken[index], prepared, bundle, colors, window) for index in chosen]
     keys = "".join(f'<span class="key" style="background:rgb{color}"></span>{_e(n)}' for n, color in colors.items())

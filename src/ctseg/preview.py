@@ -181,6 +181,12 @@ def _figure(
     return figure
 
 
+def width_and_level(window: tuple[float, float]) -> tuple[float, float]:
+    """Return width and level in HU of the window between two values, the first of them black and the second white."""
+    low, high = window
+    return high - low, (low + high) / 2
+
+
 def write_preview(
     volume: Volume,
     label_map: NDArray[Any],

@@ -99,6 +99,17 @@ class BundleInfo:
         return {str(entry["name"]): (entry["color"][0], entry["color"][1], entry["color"][2]) for entry in colored}
 
     @property
+    def caution(self) -> str:
+        """What must be said with every result of this bundle; empty where there is nothing."""
+        return str(self._block.get("caution", ""))
+
+    @property
+    def shown_window(self) -> tuple[float, float] | None:
+        """The values that pictures show in black and in white, in HU; None where the task has no wish."""
+        window = self._block.get("shown_window")
+        return None if window is None else (float(window[0]), float(window[1]))
+
+    @property
     def segments(self) -> bool:
         """Whether the bundle answers with a mask (and not, say, with a class)."""
         return self._answers_with("segmentation")

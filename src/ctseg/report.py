@@ -97,6 +97,12 @@ def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
     }
 
 
+def _cautions(prediction: Prediction | SlicePresence) -> list[str]:
+    """What the bundles of a result want to be said with it."""
+    bundles = [one.bundle for one in getattr(prediction, "parts", ())] or [prediction.bundle]
+    return [f"{bundle.name}: {bundle.caution}" for bundle in bundles if bundle.caution]
+
+
 def build_report(
     prediction: Prediction | SlicePresence,
     organs: Iterable[Organ],
@@ -132,7 +138,7 @@ def build_report(
         "quality": summary(getattr(prediction, "quality", {})),
         "organs": [_organ(organ, prediction.bundle, source["axis_codes"]) for organ in organs],
         "seconds": {**stages, "total": round(sum(float(value) for value in seconds.values()), 3)},
-        "notes": list(prediction.volume.notes),
+        "notes": [*prediction.volume.notes, *_cautions(prediction)],
         "mesh_coordinates": SPACES,
         "outputs": {file.name: {"sha256": file_sha256(file)} for file in outputs},
     }
