@@ -68,6 +68,20 @@ def test_without_conf_the_shipped_bundles_are_served() -> None:
     assert list(sibling("app_choice").choose_bundles({})) == shipped
 
 
+def test_an_inference_does_not_wait_for_all_that_the_app_can_tell(app: Any) -> None:
+    """MONAI Label asks for `info()` in each inference and uses nothing of ours."""
+    from contextvars import copy_context
+
+    threads, seen = sibling("app_threads"), []
+
+    async def api_run_inference(image: str, file: Any, session_id: str, label: Any = None) -> None:
+        seen.append(app.info())
+
+    asked = threads.plain(api_run_inference)
+    copy_context().run(lambda: asked(image="case", file=None, session_id=""))
+    assert seen == [{}] and app.info()["models"]
+
+
 def test_info_lists_every_bundle(app: Any) -> None:
     info = app.info()
     models = info["models"]

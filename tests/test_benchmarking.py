@@ -55,3 +55,20 @@ def test_the_largest_component_is_kept_and_the_machine_named() -> None:
     mask[0, :3, :3], mask[0, 5:7, 5:7, 2] = 1, 1
     assert int(largest_component(mask).sum()) == 36
     assert "threads" in machine()
+
+
+def test_the_pieces_of_the_benchmark_of_a_gpu_work_on_the_processor(tmp_path: Path) -> None:
+    from ctseg.gpubenchmarks import Watch, best_of, body_phantom, images_forever, samples_per_second
+
+    body = nibabel.load(body_phantom(tmp_path / "ct.nii.gz", (20, 16, 3)))
+    voxels = np.asarray(body.dataobj)
+    assert voxels.dtype == np.int16 and voxels[10, 8, 1] > -100 > voxels[0, 0, 1]
+    assert np.allclose(body.header.get_zooms(), (17.5, 17.5, 2.5))
+    calls: list[int] = []
+    with Watch("cpu") as watch:
+        least, answer = best_of(lambda: [calls.append(1), len(calls)][1], 3, "cpu")
+    assert (answer, watch.told()) == (4, "| |") and 0 <= least < 1
+    batch = torch.rand(2, 1, 8, 8)
+    images = images_forever([{"image": batch}])
+    assert samples_per_second(torch.nn.Conv2d(1, 1, 3, padding=1), images, "cpu", 2, 2) > 0
+    assert next(images) is batch

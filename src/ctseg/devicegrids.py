@@ -46,7 +46,7 @@ def regridded_there(
     wanted = box or whole(shape)
     places = [place_along(old, new, ends, mode) for old, new, ends in zip(image.shape, shape, wanted, strict=True)]
     rows = (1, 0) if image.stride(0) < image.stride(1) else (0, 1)  # first along the one that is slower in memory
-    stored = sorted(range(3), key=image.stride, reverse=True)
+    stored = sorted(range(3), key=lambda axis: image.stride(axis), reverse=True)
     values = image.permute(stored)
     for axis in (*rows, 2):
         values = _interpolated(values, stored.index(axis), places[axis], flipped[axis])

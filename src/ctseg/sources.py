@@ -56,6 +56,8 @@ def scaled(raw: NDArray[Any], slope: float = 1.0, inter: float = 0.0) -> NDArray
         if ends[0] >= _INT16.min and ends[1] <= _INT16.max:
             if plain:
                 return raw.astype(np.int16, order="K", copy=False)
+            if raw.dtype == np.int16 and slope == 1.0 and _INT16.min <= inter <= _INT16.max:
+                return np.add(raw, np.int16(inter))  # the ends fit, so nothing in between overflows
             return _converted(raw, slope, inter, np.dtype(np.int16))
     if plain and raw.dtype == np.float32 and raw.dtype.isnative:
         return raw

@@ -18,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ctseg.boxes import box_of
 from ctseg.errors import ConfigError
 
 POSSIBLE = 0.1  # from this probability on a voxel may belong to the organ
 _CHUNK = 16  # slices of the last axis at once
+_NOT_RUN = -1e30  # logits below it stand for voxels that were not run; their probability is 0 in any float
 WAYS = ("augment", "dropout")
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -67,7 +69,7 @@ def organ_sums(logits: torch.Tensor, possible: float = POSSIBLE, entropy: bool =
         entropy: False leaves it out, where nobody asks for it.
     """
     totals = np.zeros((max(1, logits.shape[0] - 1), 5))
-    for part in _plain(logits).split(_CHUNK, dim=-1):
+    for part in _that_was_run(_plain(logits)).split(_CHUNK, dim=-1):
         for total, p, mask in zip(totals, _probabilities(part), organ_masks(part), strict=True):
             if entropy:
                 q = p[p >= possible].double()
@@ -220,6 +222,15 @@ def deepest_features(network: nn.Module) -> Iterator[list[NDArray[np.float32]]]:
 
 def _plain(logits: torch.Tensor) -> torch.Tensor:
     return logits.as_tensor() if hasattr(logits, "as_tensor") else logits
+
+
+def _that_was_run(plain: torch.Tensor) -> torch.Tensor:
+    """Return the part of logits (C, I, J, K) outside of which nothing was run: there every probability is exactly 0."""
+    if plain.ndim != 4:
+        return plain
+    organs = plain[0] if plain.shape[0] == 1 else plain[1:].amax(dim=0)
+    box = box_of(organs > _NOT_RUN)
+    return plain[..., :0] if box is None else plain[(slice(None), *box)]
 
 
 def _probabilities(logits: torch.Tensor) -> list[torch.Tensor]:

@@ -118,11 +118,21 @@ def _header(volume: Volume, shape: tuple[int, ...]) -> Any:
 def _write(stream: IO[bytes], header: Any, labels: NDArray[np.uint8]) -> None:
     stream.write(header.binaryblock)
     stream.write(b"\0" * (int(header.single_vox_offset) - len(header.binaryblock)))  # no extension follows
-    for start in range(0, labels.shape[2], _SLAB):  # NIfTI keeps I fastest
-        # Of an array that keeps K fastest some slices together are gathered many times quicker than one by one.
-        slab = labels[:, :, start : start + _SLAB]
-        slab = slab if labels.flags.f_contiguous else np.ascontiguousarray(slab)
-        stream.write(slab.tobytes(order="F") if slab.any() else bytes(slab.nbytes))
+    i, j, k = labels.shape  # NIfTI keeps I fastest
+    if labels.flags.f_contiguous:
+        for start in range(0, k, _SLAB):
+            stream.write(labels[:, :, start : start + _SLAB].tobytes(order="F"))
+        return
+    # Of an array that keeps K fastest only the part with labels is turned, some slices together: one by one takes many
+    # times as long.
+    hit = labels.max(axis=0, initial=0) > 0
+    columns, planes = np.flatnonzero(hit.any(axis=1)), hit.any(axis=0)
+    part = slice(columns[0], columns[-1] + 1) if columns.size else slice(0)
+    turned = np.zeros((i, j, min(_SLAB, k)), dtype=np.uint8, order="F")
+    for start in range(0, k, _SLAB):
+        stop = min(k, start + _SLAB)
+        turned[:, part, : stop - start] = labels[:, part, start:stop] if planes[start:stop].any() else 0
+        stream.write(turned[:, :, : stop - start].T.reshape(-1).data)
 
 
 def _shown(shape: tuple[int, ...]) -> str:
