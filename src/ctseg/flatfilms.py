@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,15 @@ class Film:
     def __init__(self, source: Path) -> None:
         self.source = source
         try:
-            import imageio_ffmpeg  # noqa: F401 - its ffmpeg reads films for imageio
-            from imageio import v2
+            importlib.import_module("imageio_ffmpeg")  # its ffmpeg reads films for imageio
+            imageio: Any = importlib.import_module("imageio.v2")
         except ImportError as error:
             raise InputError(
                 f"{source} is a film, which imageio reads with ffmpeg, and {error.name} is not installed: "
                 "pip install imageio imageio-ffmpeg"
             ) from error
         try:
-            self._reader: Any = v2.get_reader(source, "ffmpeg")  # type: ignore[arg-type]
+            self._reader: Any = imageio.get_reader(source, "ffmpeg")
             self.count = int(self._reader.count_frames())
         except Exception as error:  # what ffmpeg says becomes an OSError, RuntimeError or IndexError
             raise self._damaged(error) from error
