@@ -272,9 +272,8 @@ def test_evaluate_takes_a_seg_beside_a_mask(tmp_path: Path, grid: str, capsys: p
         turned = array[:, ::-1].transpose(1, 0, 2)
         flip = np.array([[0, 1, 0, 0], [-1, 0, 0, array.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]])
         mask = write_nifti(tmp_path / f"{name}.nii.gz", turned, volume.source_affine @ flip)
-        labels = {
-            entry["name"]: (entry["code"], numbers[entry["name"]]) for entry in LABELS if entry["name"] in numbers
-        }
+        drawn = [entry for entry in LABELS if (label_map == entry["code"]).any()]
+        labels = {entry["name"]: (entry["code"], numbers[entry["name"]]) for entry in drawn}
         found = evaluate_masks(mask, seg, labels)
         back = evaluate_masks(seg, mask, {key: value[::-1] for key, value in labels.items()})
         for key, (code, _) in labels.items():

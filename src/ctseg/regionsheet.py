@@ -111,7 +111,8 @@ def _rows(found: Regions) -> list[tuple[str, Region | None, Region | None, str, 
     short = short_names([pair.name for pair in found.twins])
     rows: list[tuple[str, Region | None, Region | None, str, str]] = []
     for pair in found.twins:
-        name = pair.name if short[pair.name] == pair.name else f"{short[pair.name]}  {pair.name}"
+        name = short[pair.name]
+        name = name if name.lower() == pair.name.lower() else f"{name}  {pair.name}"  # no "M4  m4"
         rows.append((name, pair.right, pair.left, hu(pair.difference, signed=True), hu(pair.spread)))
     for one in found.regions:
         if one.name not in paired:
