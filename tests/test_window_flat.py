@@ -165,7 +165,12 @@ def test_what_can_be_looked_for(own: Path, tmp_path: Path) -> None:
     case = photo(found=False)
     shipped = choices_for(case)
     assert shipped.options == () and not shipped.several
-    for said in ("skin lesion", "stroke", "no weights come with it", "models/model.pt", "ctseg app --bundles FOLDER"):
+    for said in (
+        "skin lesion and stroke",
+        "no weights come with it",
+        "bundles/NAME/models/model.pt",
+        "ctseg app --bundles FOLDER",
+    ):
         assert said in shipped.word
     choices = choices_for(case, own)
     assert {(one.text, one.proposed) for one in choices.options} == {
@@ -173,7 +178,7 @@ def test_what_can_be_looked_for(own: Path, tmp_path: Path) -> None:
         ("Stroke (CT slice)", False),
         ("Stroke: present or not (CT slice)", False),
     }
-    assert choices.word.startswith("Malignant tumor of prostate cannot be looked for yet")
+    assert choices.word == "Malignant tumor of prostate cannot be looked for yet: no weights come with it."
     hu = FlatCase(FlatImage(np.zeros((1, *SIZE), np.float32), None, HU, None, Path("x.dcm")))
     assert [one.text.startswith("Stroke") for one in choices_for(hu, own).options if one.proposed] == [True]
     volume: Any = object.__new__(Case)

@@ -192,8 +192,8 @@ def test_from_a_photograph_to_a_mask(page: Any, running: Running, tmp_path: Path
         "pixels are coloured, and stroke is looked for on a CT slice"
     ).wait_for()
     page.get_by_role("button", name="Close").click()
-    page.get_by_role("radio", name="Stroke (CT slice)").focus()
-    page.keyboard.press("ArrowUp")
+    page.get_by_role("radio", name="Skin lesion (photograph)").focus()
+    page.keyboard.press("Space")
     page.get_by_role("button", name="Find").focus()
     page.keyboard.press("Enter")
     page.get_by_text("Take home").wait_for()

@@ -115,17 +115,19 @@ def _on_flat(image: FlatImage, root: Path | None) -> Choices:
     ready = [info for info in known if info.ready]
     fitting = [info.name for info in ready if _fits(image, info)]
     options = tuple(Choice(info.name, _text(info), info.name in fitting[:1]) for info in ready)
-    waiting = [info for info in known if not info.ready]
+    findable = {structures_of(info) for info in ready}
+    waiting = [info for info in known if not info.ready and structures_of(info) not in findable]
     if not known:
         return Choices((), False, f"No bundle in {_folder(root)} looks at flat images. {_other_folder()}")
     if not waiting:
         return Choices(options, several=False)
-    todo = (
-        f"{_listed(waiting)} cannot be looked for yet: no weights come with it. Train it, put the weights into its "
-        f"folder as models/model.pt and drop the image again, or give a folder of trained bundles: "
-        "ctseg app --bundles FOLDER (docs/flat_images.md)."
-    )
-    return Choices(options, False, todo[:1].upper() + todo[1:])
+    word = f"{_listed(waiting).capitalize()} cannot be looked for yet: no weights come with it."
+    if not options:
+        word += (
+            f" Train a bundle (docs/flat_images.md) and put its weights into {_folder(root)}/NAME/models/model.pt, or "
+            "start the window with a folder of trained ones: ctseg app --bundles FOLDER."
+        )
+    return Choices(options, False, word)
 
 
 def _fits(image: FlatImage, info: BundleInfo) -> bool:

@@ -50,7 +50,8 @@ class Page:
             ui.html(f"<h1 style='{style}'>ctseg</h1>", sanitize=False)
             ui.label(_WARNING).classes("text-sm text-[#ffd28a]")
         with ui.element("div").classes("w-full flex flex-col md:flex-row items-start gap-4"):
-            with ui.column().classes("w-full md:w-[20rem] shrink-0 gap-4"):
+            # On a narrow screen the steps lie in one column with the picture, what is taken home below it.
+            with ui.element("div").classes("contents md:flex md:flex-col md:w-[20rem] shrink-0 gap-4"):
                 self._image = ImagePanel(self._uploaded)
                 self._choice = ChoicePanel(self._find)
                 self._files = FilesPanel()

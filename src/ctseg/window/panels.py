@@ -121,7 +121,7 @@ class FilesPanel:
 
     def __init__(self) -> None:
         """Lay it out, hidden."""
-        self._card = ui.card().classes(_CARD)
+        self._card = ui.card().classes(f"{_CARD} order-last md:order-none")
         self.offer({})
 
     def offer(self, files: Mapping[str, Path]) -> None:

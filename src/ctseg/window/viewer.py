@@ -31,7 +31,9 @@ class Viewer:
         """Lay it out, empty."""
         self._case: Shown | None = None
         self._ends: list[tuple[float, float]] = []
-        self._waits = ui.label("The image is shown here.").classes(_GREY)
+        with ui.column().classes("w-full min-h-[50vh] items-center justify-center border border-[#2b333c]") as empty:
+            ui.label("The image is shown here.").classes(_GREY)
+        self._waits = empty
         with ui.column().classes("w-full gap-3") as self._all:
             with ui.row().classes("w-full items-center gap-6"):
                 self._lay_out_controls()
@@ -106,7 +108,7 @@ class Viewer:
             return
         plane, count = str(self._plane.value), self._case.count(str(self._plane.value))
         width, height = self._case.picture_size(plane)
-        self._picture.style(f"max-width:calc(78vh * {width / height:.4f})")  # so that it is seen whole
+        self._picture.style(f"max-width:calc(68vh * {width / height:.4f})")  # so that it is seen whole
         self._pages.set_visibility(count > 1)
         self._slice.props(f"max={max(count - 1, 1)}")
         best = self._case.best_slice(plane)
