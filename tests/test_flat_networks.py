@@ -246,7 +246,7 @@ def test_named_in_a_configuration() -> None:
 
 
 def test_every_name_is_tested_here() -> None:
-    assert set(FLAT_NETWORKS) == {*SMALL, "unet_64_512"}
+    assert set(FLAT_NETWORKS) == {*SMALL, "unet_64_512", "unet_repeating"}
     assert set(PRESETS) == {"fpn_light", "fpn_resnet152", "segformer_b0"}
 
 
