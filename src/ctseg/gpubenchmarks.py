@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -144,13 +145,13 @@ def images_forever(batches: Iterable[Any]) -> Iterator[Any]:
 def nnunet_network(patch: Sequence[int]) -> Any:
     """Return the 2D network that nnU-Net plans by default for a patch like this, None where it is not installed."""
     try:
-        from dynamic_network_architectures.architectures.unet import PlainConvUNet
+        unet: Any = import_module("dynamic_network_architectures.architectures.unet")
     except ImportError:
         return None
     import torch
 
     stages = 3 if max(patch) < 128 else 7
-    return PlainConvUNet(
+    return unet.PlainConvUNet(
         1, stages, [min(512, 32 * 2**n) for n in range(stages)], torch.nn.Conv2d, 3, [1] + [2] * (stages - 1), 2, 2,
         2, conv_bias=True, norm_op=torch.nn.InstanceNorm2d, norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True},

@@ -230,7 +230,10 @@ def _that_was_run(plain: torch.Tensor) -> torch.Tensor:
         return plain
     organs = plain[0] if plain.shape[0] == 1 else plain[1:].amax(dim=0)
     box = box_of(organs > _NOT_RUN)
-    return plain[..., :0] if box is None else plain[(slice(None), *box)]
+    if box is None:
+        return plain[..., :0]
+    i, j, k = box
+    return plain[:, i, j, k]
 
 
 def _probabilities(logits: torch.Tensor) -> list[torch.Tensor]:
