@@ -19,6 +19,7 @@ from helpers_phantoms import oblique_affine, reoriented, straight_affine, write_
 from monai.data import MetaTensor
 from monai.transforms import Compose, Flipd
 
+import ctseg
 from ctseg import budget, gridslabs
 from ctseg.api import segment_volume
 from ctseg.budget import SLABS, WHOLE, Work, memory_size, plan, share_of
@@ -268,7 +269,7 @@ def test_the_promise_is_kept_as_the_system_counts(tmp_path: Path) -> None:
     root = write_cascade(tmp_path / "cascade", **_ALONE)  # random networks: what they find does not matter here
     command = [sys.executable, "-c", _CHILD, str(path), "-o", str(tmp_path / "out"), "--task", str(root / SECOND)]
     command += ["--max-ram", "1400M", "--output", "nifti,json", "--device", "cpu"]
-    source = str(Path(budget.__file__).parent.parent)
+    source = str(Path(ctseg.__file__).parents[1])
     given = {**os.environ, "PYTHONPATH": source, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers_phantoms import f_phantom, straight_affine, write_axial_series, write_nifti
 
+import ctseg
 from ctseg import orthanc, servingplan, servingrun
 from ctseg.childprocess import Child
 from ctseg.cli import main
@@ -261,7 +262,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         "child = Child([sys.executable, '-c', 'import time; time.sleep(600)'], Path(sys.argv[1]) / 'log')\n"
         "(Path(sys.argv[1]) / 'pid').write_text(str(child._process.pid))\ntime.sleep(600)\n"
     )
-    source = str(Path(servingplan.__file__).parents[1])
+    source = str(Path(ctseg.__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": source}
     ) as parent:
