@@ -24,7 +24,7 @@ print({organ: f"{volume:.1f} ml" for organ, volume in found.volumes_ml.items()})
 # %%
 import matplotlib.pyplot as plt
 
-from ctseg.outputs import write_outputs
+from ctseg.outputs.folder import write_outputs
 
 files, report = write_outputs(found.prediction, OUT, ("nifti", "png", "json"))
 plt.figure(figsize=(14, 6))

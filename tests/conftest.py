@@ -134,7 +134,7 @@ def exported_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str
         pytest.importorskip(package, reason="the extra 'export' is not installed")
     from helpers_exports import write_all
 
-    from ctseg.exporting import export_bundle
+    from ctseg.export.networks import export_bundle
 
     bundles, folder = write_all(tmp_path_factory.mktemp("to_export")), tmp_path_factory.mktemp("exported")
     for info in bundles.values():

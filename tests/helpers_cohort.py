@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ctseg import cohortworker
+from ctseg.cohort import worker as cohortworker
 from ctseg.errors import BundleError, InputError
 
 
 class ScriptedWorker:
-    """Stands in for `ctseg.cohortworker.CohortWorker`; each study that it begins adds a line to OUT/../begun."""
+    """Stands in for `ctseg.cohort.worker.CohortWorker`; each study that it begins adds a line to OUT/../begun."""
 
     def __init__(self, settings: cohortworker.Settings) -> None:
         self.settings = settings

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ctseg.experiment_runs as runs
+import ctseg.experiments.runs as runs
 from ctseg.ledger import Ledger
 
 EXPERIMENT = """
@@ -29,7 +29,7 @@ val_interval: 1
 
 
 class InProcess:
-    """Stands in for `ctseg.experiment_runs._followed`; notes what was run, and can be told to fail."""
+    """Stands in for `ctseg.experiments.runs._followed`; notes what was run, and can be told to fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []

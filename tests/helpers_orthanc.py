@@ -14,7 +14,7 @@ import pytest
 import requests
 from helpers_server import free_port
 
-from ctseg.orthanc import PACKAGES, PrivateOrthanc, ServingError, find_orthanc
+from ctseg.serving.orthanc import PACKAGES, PrivateOrthanc, ServingError, find_orthanc
 
 
 def need_orthanc() -> None:

@@ -14,7 +14,7 @@ from helpers_server import RunningServer, add_random_weights, add_weights, start
 from ctseg.building import build_bundle
 from ctseg.files import write_beside
 from ctseg.registry import BundleInfo, get_bundle
-from ctseg.users import ROLES, add_user
+from ctseg.serving.users import ROLES, add_user
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "phantom_ct_segmentation"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from ctseg.annotation.versions import Versions
 from ctseg.bundlecopy import copy_with_weights
 from ctseg.registry import BundleInfo
-from ctseg.versions import Versions
 
 
 def other_weights(bundle: BundleInfo, file: Path, seed: int) -> Path:

@@ -24,12 +24,12 @@ import torch
 from helpers_crash import FullDisk
 from ignite.engine import Engine
 
+from ctseg.annotation.versions import Versions
 from ctseg.bundlecopy import copy_with_weights
 from ctseg.errors import OutputError
 from ctseg.history import History
 from ctseg.registry import BundleInfo, get_bundle, verify_weights
 from ctseg.training import SaveBest, SaveEachEpoch, newest_checkpoint
-from ctseg.versions import Versions
 from ctseg.weights import read_weights
 
 EPOCHS = 2

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from helpers_phantoms import write_nifti
 
-from ctseg.acquisition import ScoreBook, Scorer, pooled
+from ctseg.annotation.acquisition import ScoreBook, Scorer, pooled
+from ctseg.annotation.strategies import CaseScore
 from ctseg.prediction import Predictor
 from ctseg.registry import find_bundles
-from ctseg.strategies import CaseScore
 
 
 @pytest.fixture(scope="module")

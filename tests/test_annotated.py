@@ -11,7 +11,7 @@ import pytest
 from helpers_bundles import make_bundle
 from helpers_phantoms import write_nifti
 
-from ctseg.annotated import AnnotatedStudy, check_label_values, named_values, prepare_training_data
+from ctseg.annotation.annotated import AnnotatedStudy, check_label_values, named_values, prepare_training_data
 from ctseg.bundlecopy import copy_with_weights
 from ctseg.datalist import cases_of, read_cases
 from ctseg.errors import InputError, LedgerError, OutputError

@@ -27,7 +27,7 @@ from helpers_server import add_weights, oblique_affine, write_fake_bundle
 
 from ctseg.devices import inference_device
 from ctseg.errors import BundleError, DeviceError, GeometryError
-from ctseg.presence import SlicePresence
+from ctseg.presence.slices import SlicePresence
 from ctseg.registry import app_root, find_bundles
 from ctseg.volume import Volume
 
@@ -235,7 +235,7 @@ class StubClassifier:
         self.bundle = bundle
 
     def predict(self, source: Path, every_mm: float | None = None) -> SlicePresence:
-        """Answer as `ctseg.presence.PresencePredictor` does."""
+        """Answer as `ctseg.presence.slices.PresencePredictor` does."""
         image = nib.load(source)
         volume = Volume(np.asarray(image.dataobj), image.affine, image.affine, source, "nifti", image.header)
         probability = np.full((image.shape[2], 1), 0.1, np.float32)
@@ -253,7 +253,7 @@ def test_a_classifier_is_listed_as_such_and_answers_with_a_table(tmp_path: Path,
     app, studies = (one := build_app(tmp_path, monkeypatch)).app, one.studies
     assert app.info()["models"]["zzz_ct_classification"]["type"] == "classification"
     assert app.info()["models"]["aaa_ct_segmentation"]["type"] == "segmentation"
-    monkeypatch.setattr("ctseg.presence.PresencePredictor", StubClassifier)
+    monkeypatch.setattr("ctseg.presence.slices.PresencePredictor", StubClassifier)
     answer = app.infer({"model": "zzz_ct_classification", "image": "case1", "save_label": True})
     assert answer["file"] is None and answer["label"] is None
     assert not list(studies.rglob("*mask*"))

@@ -13,7 +13,7 @@ import pytest
 from helpers_app import sibling
 
 from ctseg.errors import ConfigError
-from ctseg.users import User, add_user, hash_token
+from ctseg.serving.users import User, add_user, hash_token
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
 from fastapi import HTTPException

@@ -23,7 +23,7 @@ pytest.importorskip("highdicom", reason="DICOM SEG needs highdicom: scripts/setu
 
 from helpers_app import sibling
 
-from ctseg.dicomseg import read_seg, write_seg
+from ctseg.dicom.seg import read_seg, write_seg
 
 # MONAI Label's own imports: passlib's of the standard library.
 pytestmark = pytest.mark.filterwarnings("ignore:'crypt' is deprecated:DeprecationWarning")
@@ -405,7 +405,7 @@ def test_a_label_too_large_is_refused(page: Any, studies: StudiesServer, monkeyp
 def test_a_mask_of_a_run_is_stored_beside_its_series(
     case: Any, studies: StudiesServer, fetched: Path, tmp_path: Path
 ) -> None:
-    from ctseg.writing import write_mask
+    from ctseg.outputs.writing import write_mask
 
     studies.answer("series", series_json(case.volume.series_uid, "1.2.3"))
     asked: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers_phantoms import f_phantom, reoriented, straight_affine, write_axial_series, write_dicom
 
-from ctseg.archives import unpacked
+from ctseg.dicom.archives import unpacked
 from ctseg.errors import CtsegError, InputError, ResourceError
 from ctseg.reading import read_volume
 
@@ -73,7 +73,7 @@ def test_zips_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(error, match=words):
             read_volume(path)
     path.write_bytes(sound)
-    monkeypatch.setattr("ctseg.archives.LARGEST_UNPACKED_BYTES", 5000)
+    monkeypatch.setattr("ctseg.dicom.archives.LARGEST_UNPACKED_BYTES", 5000)
     with pytest.raises(ResourceError, match="unpacks to 10 files"):
         read_volume(path)
 

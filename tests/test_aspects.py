@@ -14,11 +14,11 @@ from helpers_heads import AFFINE, rotation
 from helpers_phantoms import write_dicom, write_itk, write_nifti
 from helpers_regions import LABELS, region_bundle, region_head
 
-from ctseg.aspectscommand import bundle_of
 from ctseg.cli import main
+from ctseg.commands.aspects import bundle_of
 from ctseg.errors import BundleError, ConfigError, GeometryError, InputError
-from ctseg.regionlevels import find_levels, short_names
-from ctseg.regions import measure_regions
+from ctseg.heads.levels import find_levels, short_names
+from ctseg.heads.regions import measure_regions
 
 DARK = {"M2 right": 8.0, "insula right": 6.0, "M5 left": 7.0}
 UPPER = {"M4", "M5", "M6"}
@@ -216,7 +216,7 @@ def test_the_default_bundle_is_the_one_of_pairs(tmp_path: Path, monkeypatch: pyt
     from ctseg.registry import find_bundles
 
     make_bundle(tmp_path)  # labels without twins
-    monkeypatch.setattr("ctseg.aspectscommand.find_bundles", lambda: find_bundles(tmp_path))
+    monkeypatch.setattr("ctseg.commands.aspects.find_bundles", lambda: find_bundles(tmp_path))
     with pytest.raises(BundleError, match="found none; name the bundle with --task"):
         bundle_of(None)
     region_bundle(tmp_path, "regions_a")

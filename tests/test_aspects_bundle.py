@@ -16,9 +16,9 @@ from monai.bundle import ConfigParser
 from ctseg.building import build_bundle, load_yaml
 from ctseg.bundlecopy import copy_with_weights
 from ctseg.cli import main
+from ctseg.commands.join_planes import join_planes
 from ctseg.errors import BundleError, ConfigError, OutputError
 from ctseg.files import write_beside
-from ctseg.planejoin import join_planes
 from ctseg.registry import BundleInfo, get_bundle
 
 TINY_2D = {"spatial_dims": 2, "in_channels": 1, "out_channels": 11, "features": [4, 4, 4, 4, 4, 4]}

@@ -13,7 +13,7 @@ from helpers_cascade import Bright
 from helpers_phantoms import straight_affine, write_nifti
 from monai.data import MetaTensor
 
-from ctseg.benchmarking import NaiveNetwork, dice, dice_where_present, largest_component, longer, machine
+from ctseg.benchmarks.shared import NaiveNetwork, dice, dice_where_present, largest_component, longer, machine
 
 
 def test_dice_by_hand() -> None:
@@ -58,7 +58,7 @@ def test_the_largest_component_is_kept_and_the_machine_named() -> None:
 
 
 def test_the_pieces_of_the_benchmark_of_a_gpu_work_on_the_processor(tmp_path: Path) -> None:
-    from ctseg.gpubenchmarks import Watch, best_of, body_phantom, images_forever, samples_per_second
+    from ctseg.benchmarks.gpu import Watch, best_of, body_phantom, images_forever, samples_per_second
 
     body = nibabel.load(body_phantom(tmp_path / "ct.nii.gz", (20, 16, 3)))
     voxels = np.asarray(body.dataobj)

@@ -20,16 +20,17 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Flipd
 
 import ctseg
-from ctseg import budget, gridslabs
 from ctseg.api import segment_volume
-from ctseg.budget import SLABS, WHOLE, Work, memory_size, plan, share_of
-from ctseg.budgetgrid import network_grid, onto_grid
-from ctseg.budgetnetwork import activation_bytes
-from ctseg.budgetplanes import planes_of
-from ctseg.budgetstudy import FrugalStudy
+from ctseg.budget import reckoning as budget
+from ctseg.budget.grid import network_grid, onto_grid
+from ctseg.budget.network import activation_bytes
+from ctseg.budget.planes import planes_of
+from ctseg.budget.reckoning import SLABS, WHOLE, Work, memory_size, plan, share_of
+from ctseg.budget.study import FrugalStudy
 from ctseg.cli import main
 from ctseg.errors import InputError, ResourceError
-from ctseg.grids import resample_labels
+from ctseg.grids import slabs as gridslabs
+from ctseg.grids.labels import resample_labels
 from ctseg.organs import measure_organs
 from ctseg.reading import read_volume
 from ctseg.registry import get_bundle
@@ -147,7 +148,7 @@ def test_masks_are_those_of_the_ordinary_way(
         write_itk(path, array, affine)
     else:
         write_nifti(path, array, affine)
-    monkeypatch.setattr("ctseg.budgetstudy.plan", lambda work, limit: budget.Plan(SLABS, 1, 0))
+    monkeypatch.setattr("ctseg.budget.study.plan", lambda work, limit: budget.Plan(SLABS, 1, 0))
     frugal = FrugalStudy(path, [get_bundle(SECOND, warm.root)], warm, "CT", 100 * GIB)
     monkeypatch.setattr(budget, "SLAB", 1)
     whole = Study(path, warm)
@@ -180,7 +181,9 @@ def test_a_3d_bundle_gets_its_image_plane_by_plane_too(tmp_path: Path, monkeypat
     path = write_nifti(tmp_path / "ct.nii.gz", *reoriented(phantom_ct(), oblique_affine((3.0, 3.2, 4.1)), "LPS"))
     expected = Study(path, warm).prediction(info).label_map
     works: list[Work] = []
-    monkeypatch.setattr("ctseg.budgetstudy.plan", lambda work, limit: [works.append(work), budget.Plan(SLABS, 1, 0)][1])
+    monkeypatch.setattr(
+        "ctseg.budget.study.plan", lambda work, limit: [works.append(work), budget.Plan(SLABS, 1, 0)][1]
+    )
     frugal = FrugalStudy(path, [info], warm, "CT", 100 * GIB)
     assert works[0].streams and works[0].resamples and works[0].activations[0] < 40 * 16 * 16 * 8 * 4
     found = frugal.prediction(info)
@@ -237,7 +240,7 @@ def test_the_command_refuses_a_limit_for_classifiers(tmp_path: Path, capsys: pyt
 
 
 def test_the_workers_share_a_limit() -> None:
-    from ctseg import cohortcommand
+    from ctseg.commands import cohort as cohortcommand
 
     given = {"task": None, "organs": None, "codes": "bundle", "faces": 100, "overwrite": False, "device": "cpu"}
     arguments = SimpleNamespace(**given, workers=2, runtime="torch", max_ram=4 * GIB + 100 * MIB)

@@ -19,7 +19,7 @@ from monai.data import load_net_with_metadata
 from PIL import Image
 
 from ctseg.building import build_all, stale
-from ctseg.flatnetworks import FLAT_NETWORKS
+from ctseg.flat.networks import FLAT_NETWORKS
 from ctseg.registry import BundleInfo
 
 

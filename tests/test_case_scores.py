@@ -15,8 +15,8 @@ from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 
 from ctseg.building import build_bundle
-from ctseg.case_scores import CaseScores
 from ctseg.errors import InputError, OutputError
+from ctseg.evaluation.case_scores import CaseScores
 from ctseg.ledger import Ledger
 from ctseg.registry import get_bundle
 

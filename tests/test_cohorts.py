@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 from helpers_organs import CORE, expected_mask, phantom_hu, write_organ_bundles, write_phantom
 
-from ctseg import cohortpool, cohortworker
-from ctseg.cohort import Cohort, Outcome, duration, progress_line, run_cohort, threads_for_each
-from ctseg.cohortrecords import Record, Records, work_key
-from ctseg.cohortshare import Share, parse_share
-from ctseg.cohortstudies import CohortStudy, find_sources, name_studies, source_state, study_id
-from ctseg.cohortworker import Settings
+from ctseg.cohort import pool as cohortpool
+from ctseg.cohort import worker as cohortworker
+from ctseg.cohort.records import Record, Records, work_key
+from ctseg.cohort.running import Cohort, Outcome, duration, progress_line, run_cohort, threads_for_each
+from ctseg.cohort.share import Share, parse_share
+from ctseg.cohort.studies import CohortStudy, find_sources, name_studies, source_state, study_id
+from ctseg.cohort.worker import Settings
 from ctseg.devices import spread_device
 from ctseg.errors import ConfigError, CtsegError, InputError, OutputError
 

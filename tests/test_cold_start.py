@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from helpers_organs import CORE, expected_mask, phantom_hu, write_organ_bundles, write_phantom
 
-from ctseg import lean, segmentcommand
+from ctseg import lean
+from ctseg.commands import segment as segmentcommand
 
 HEAVY = {
     "torch", "monai", "numpy", "matplotlib", "itk", "nibabel", "scipy", "skimage", "pydicom", "highdicom", "ignite",

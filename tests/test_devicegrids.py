@@ -11,12 +11,13 @@ from helpers_phantoms import oblique_affine, reoriented, straight_affine
 from monai.data import MetaTensor
 from monai.transforms import Compose, DeleteItemsd, Flipd
 
-from ctseg import devicegrids, devices
-from ctseg.boxes import box_of, grown_box
-from ctseg.devicegrids import regridded_there, resample_labels_there
-from ctseg.grids import resample_labels
+from ctseg import devices
+from ctseg.grids import device as devicegrids
+from ctseg.grids.boxes import box_of, grown_box
+from ctseg.grids.device import regridded_there, resample_labels_there
+from ctseg.grids.labels import resample_labels
+from ctseg.grids.spacing import new_shape, oriented, regridded, turn_of
 from ctseg.ondevice import prepare_there
-from ctseg.spacing import new_shape, oriented, regridded, turn_of
 from ctseg.transforms import ToGridd
 
 RNG = np.random.default_rng(7)

@@ -17,10 +17,10 @@ from helpers_phantoms import f_phantom, straight_affine, write_nifti
 from helpers_seg import EVEN, GRIDS, LABELS, ODD, errors_of, make_case, tool
 
 from ctseg.cli import main
-from ctseg.dicomseg import Algorithm, check_can_write, read_seg, write_prediction, write_seg
+from ctseg.dicom.seg import Algorithm, check_can_write, read_seg, write_prediction, write_seg
+from ctseg.dicom.segcodes import cielab
 from ctseg.errors import GeometryError, InputError, OutputError
 from ctseg.reading import read_volume
-from ctseg.segmentcodes import cielab
 
 highdicom = pytest.importorskip("highdicom")
 MODEL = Algorithm("AUTOMATIC", "liver_ct_segmentation", "0.1.0")

@@ -13,11 +13,11 @@ from helpers_phantoms import f_phantom, straight_affine, write_nifti
 from helpers_seg import EVEN, GRIDS, LABELS, ODD, as_label_map, make_case, padded_to_bytes, save, written_by_dcmqi
 
 from ctseg.cli import main
-from ctseg.dicomseg import read_seg, write_seg
+from ctseg.dicom.seg import read_seg, write_seg
+from ctseg.dicom.segframes import frame_stride
 from ctseg.errors import GeometryError, InputError
-from ctseg.evaluation import evaluate_masks
+from ctseg.evaluation.measuring import evaluate_masks
 from ctseg.reading import read_volume
-from ctseg.segmentframes import frame_stride
 from ctseg.volume import Volume
 
 pytest.importorskip("highdicom")

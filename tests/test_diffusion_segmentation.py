@@ -17,8 +17,8 @@ from ctseg.diffusion_networks import TwoEncoders
 from ctseg.diffusion_pictures import DoubtPictures
 from ctseg.diffusion_segmentation import DiffusionSegmenter, PrepareDiffusion
 from ctseg.errors import ConfigError
-from ctseg.experiment_runs import Plan, run_experiments
-from ctseg.experiments import find_experiments
+from ctseg.experiments.files import find_experiments
+from ctseg.experiments.runs import Plan, run_experiments
 from ctseg.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]

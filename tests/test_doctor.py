@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from helpers_bundles import make_bundle
 
-from ctseg import doctorgeometry, doctormachine, doctorservers
 from ctseg.cli import main
-from ctseg.doctorfindings import NOTE, OK, PROBLEM, Finding, examine
+from ctseg.doctor import geometry as doctorgeometry
+from ctseg.doctor import machine as doctormachine
+from ctseg.doctor import servers as doctorservers
+from ctseg.doctor.findings import NOTE, OK, PROBLEM, Finding, examine
 from ctseg.errors import InputError
 
 
@@ -93,7 +95,7 @@ def test_every_bundle_has_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_mask_in_the_wrong_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ctseg import writing
+    from ctseg.outputs import writing
 
     right = writing.write_mask
     monkeypatch.setattr(writing, "write_mask", lambda mask, volume, path: right(np.roll(mask, 1, 0), volume, path))
@@ -103,7 +105,7 @@ def test_a_mask_in_the_wrong_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_seg_in_the_wrong_place_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("highdicom")
-    from ctseg import segmentreading
+    from ctseg.dicom import segreading as segmentreading
 
     right = segmentreading.read_seg
 

@@ -11,7 +11,7 @@ from helpers_phantoms import oblique_affine, write_nifti
 
 from ctseg.cli import main
 from ctseg.errors import ConfigError, GeometryError
-from ctseg.evaluation import evaluate_masks, parse_labels
+from ctseg.evaluation.measuring import evaluate_masks, parse_labels
 
 
 @pytest.fixture

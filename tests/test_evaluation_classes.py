@@ -14,16 +14,16 @@ import pytest
 import torch
 from helpers_phantoms import f_phantom, oblique_affine, write_nifti
 
-from ctseg.classrates import class_values, over_classes, rates, summarise_classes
 from ctseg.cli import main
-from ctseg.confusion import added, confusion_counts, side_confusion, summarise_confusion
 from ctseg.errors import InputError
-from ctseg.evaluation import evaluate_folders, parse_labels
-from ctseg.evaluation_classplots import confusion_plot
-from ctseg.evaluation_pictures import error_states
-from ctseg.evaluation_types import Settings
+from ctseg.evaluation.classplots import confusion_plot
+from ctseg.evaluation.classrates import class_values, over_classes, rates, summarise_classes
+from ctseg.evaluation.confusion import added, confusion_counts, side_confusion, summarise_confusion
+from ctseg.evaluation.measuring import evaluate_folders, parse_labels
+from ctseg.evaluation.pictures import error_states
+from ctseg.evaluation.traininggap import read_training, training_gap
+from ctseg.evaluation.types import Settings
 from ctseg.files import write_beside
-from ctseg.traininggap import read_training, training_gap
 
 SHAPE = (12, 10, 6)
 NAMES = ["a left", "a right", "b"]

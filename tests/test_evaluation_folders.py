@@ -16,9 +16,9 @@ from helpers_phantoms import f_phantom, oblique_affine, reoriented, write_itk, w
 
 from ctseg.cli import main
 from ctseg.errors import ConfigError, InputError
-from ctseg.evaluation import evaluate_folders
-from ctseg.evaluation_types import Settings
-from ctseg.pairing import find_images, pair_folders
+from ctseg.evaluation.measuring import evaluate_folders
+from ctseg.evaluation.pairing import find_images, pair_folders
+from ctseg.evaluation.types import Settings
 
 AFFINE = oblique_affine()
 LABELS = "f=1:3,bar=2:4"

@@ -12,7 +12,7 @@ import torch
 from helpers_phantoms import oblique_affine
 from monai.data import MetaTensor
 
-from ctseg.case_scores import CaseScores
+from ctseg.evaluation.case_scores import CaseScores
 
 
 def pair(patient: str, file: str, height: int) -> tuple[MetaTensor, MetaTensor]:

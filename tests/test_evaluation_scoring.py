@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from ctseg.scoring import METRICS, count_slices, overlaps, plain, score, surface_values
+from ctseg.evaluation.scoring import METRICS, count_slices, overlaps, plain, score, surface_values
 
 SPACING = (1.0, 2.0, 5.0)
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctseg.bootstrap import PatientBootstrap
-from ctseg.comparison import SCHEMA, compare, read_baseline
 from ctseg.errors import InputError
-from ctseg.scoring import score
-from ctseg.summaries import summarise
+from ctseg.evaluation.bootstrap import PatientBootstrap
+from ctseg.evaluation.comparison import SCHEMA, compare, read_baseline
+from ctseg.evaluation.scoring import score
+from ctseg.evaluation.summaries import summarise
 
 
 def case(name: str, *bars: tuple[int, int], patient: str | None = None) -> dict[str, Any]:

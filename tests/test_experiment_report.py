@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from helpers_folds import EXPERIMENT
 
-import ctseg.experiment_command as command
-import ctseg.experiment_share as share
+import ctseg.commands.experiments as command
+import ctseg.experiments.share as share
 from ctseg.cli import main
-from ctseg.experiment_findings import Run, at_the_end, axes_of, first_at, followed, overfitting, read_runs, speeds
-from ctseg.experiment_report import write_reports
-from ctseg.experiment_runs import Plan
-from ctseg.experiment_share import Share
-from ctseg.experiment_table import read_rows
-from ctseg.experiments import find_experiments
-from ctseg.triptychs import draw_triptych
+from ctseg.evaluation.triptychs import draw_triptych
+from ctseg.experiments.files import find_experiments
+from ctseg.experiments.findings import Run, at_the_end, axes_of, first_at, followed, overfitting, read_runs, speeds
+from ctseg.experiments.report import write_reports
+from ctseg.experiments.runs import Plan
+from ctseg.experiments.share import Share
+from ctseg.experiments.table import read_rows
 
 MEASURE = "val_thresholded_iou_at_half"
 
@@ -164,7 +164,7 @@ def test_processes_share_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         taken.extend(experiment.path.stem for experiment in experiments)
         return []
 
-    monkeypatch.setattr("ctseg.experiment_runs.run_experiments", run_experiments)
+    monkeypatch.setattr("ctseg.experiments.runs.run_experiments", run_experiments)
     for name in ("one", "two", "three"):
         (tmp_path / f"{name}.yaml").write_text(EXPERIMENT)
     command.run_and_write(find_experiments([tmp_path]), Plan(tmp_path, tmp_path / "out"))

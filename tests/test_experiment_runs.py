@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ctseg.experiment_runs as runs
+import ctseg.experiments.runs as runs
 from ctseg.cli import main
 from ctseg.errors import BundleError, ConfigError
-from ctseg.experiment_runs import Plan, read_state, run_experiments
-from ctseg.experiment_table import as_markdown, read_rows, row_of, write_table
-from ctseg.experiments import bundle_of, find_experiments, scaled_stages
+from ctseg.experiments.files import bundle_of, find_experiments, scaled_stages
+from ctseg.experiments.runs import Plan, read_state, run_experiments
+from ctseg.experiments.table import as_markdown, read_rows, row_of, write_table
 from ctseg.history import read_history
 from ctseg.ledger import Ledger
 

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from ctseg.cli import main
 from ctseg.errors import InputError, OutputError
-from ctseg.exportimages import Picking, export_images
+from ctseg.flat.exporting import Picking, export_images
 
 RECTANGLE = (slice(30, 110), slice(40, 150))  # the sector of the captures below: rows, columns
 

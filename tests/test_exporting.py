@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from helpers_organs import CORE, expected_mask, phantom_hu, write_phantom
 
-from ctseg import exporting, inferers, runtimes
+from ctseg import inferers
 from ctseg.api import segment_volume
 from ctseg.cli import main
 from ctseg.errors import BundleError, ConfigError
-from ctseg.exporting import export_bundle
+from ctseg.export import networks as exporting
+from ctseg.export import runtimes
+from ctseg.export.networks import export_bundle
 from ctseg.light.described import read_exported
 from ctseg.light.models import Models
 from ctseg.light.sessions import Session
@@ -130,7 +132,7 @@ def test_a_file_that_does_not_agree_is_not_kept(
 def test_a_network_of_one_size_keeps_it(tmp_path: Path) -> None:
     import torch
 
-    from ctseg.exportformats import write_onnx
+    from ctseg.export.formats import write_onnx
 
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)).eval()
     assert write_onnx(network, tmp_path / "fixed.onnx", 1, (8, 6), 1) is None

@@ -14,8 +14,8 @@ import pytest
 from helpers_flat import write_dicom
 
 from ctseg.errors import InputError
-from ctseg.flatfilms import _KEPT
-from ctseg.flatreading import count_frames, read_flat, read_frames
+from ctseg.flat.films import _KEPT
+from ctseg.flat.reading import count_frames, read_flat, read_frames
 
 GREY = np.add.outer(np.arange(24) * 6, np.arange(32) * 2).astype(np.uint8)
 GREY[4:10, 5:20] = 200  # no symmetry

@@ -10,7 +10,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from ctseg.foldruns import folds_wanted
+from ctseg.folds.runs import folds_wanted
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "configs" / "experiments"

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from ctseg.errors import GeometryError, InputError
-from ctseg.flatmasks import colour_values, read_mask
-from ctseg.flatshapes import Outlines, Shape, decoded, resized, runs_of_text
-from ctseg.flatwriting import write_flat_mask
+from ctseg.flat.masks import colour_values, read_mask
+from ctseg.flat.shapes import Outlines, Shape, decoded, resized, runs_of_text
+from ctseg.flat.writing import write_flat_mask
 
 INSIDE = np.zeros((48, 64), bool)
 INSIDE[8:30, 10:50] = True

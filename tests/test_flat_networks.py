@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
 from ctseg.errors import ConfigError, InputError
-from ctseg.flatnetworks import FLAT_NETWORKS, PRESETS, AnySize
+from ctseg.flat.networks import FLAT_NETWORKS, PRESETS, AnySize
 from ctseg.networks import encoder_of, make_flat_network, make_segmenter
 from ctseg.optimisers import make_optimiser
 

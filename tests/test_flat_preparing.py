@@ -13,9 +13,9 @@ from PIL import Image
 
 from ctseg.cli import main
 from ctseg.datalist import read_cases
-from ctseg.flatmasks import read_mask
+from ctseg.flat.masks import read_mask
 from ctseg.ledger import SPLITS, Ledger
-from ctseg.prepareplan import runs_of_numbers
+from ctseg.prepare.plan import runs_of_numbers
 
 INSIDE = np.zeros((24, 32), bool)
 INSIDE[4:16, 6:26] = True

@@ -11,8 +11,8 @@ from helpers_flat import write_dicom
 from PIL import Image
 
 from ctseg.errors import InputError
-from ctseg.flatitems import flat_affine, flat_volume
-from ctseg.flatreading import count_frames, flat_name, is_flat_path, read_flat, read_frames
+from ctseg.flat.items import flat_affine, flat_volume
+from ctseg.flat.reading import count_frames, flat_name, is_flat_path, read_flat, read_frames
 
 GREY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)  # no symmetry
 COLOURS = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)

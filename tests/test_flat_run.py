@@ -15,8 +15,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
 from ctseg.cli import main
-from ctseg.flatoutputs import measure_flat
-from ctseg.flatsheets import PREDICTIONS, SAMPLES
+from ctseg.flat.outputs import measure_flat
+from ctseg.flat.sheets import PREDICTIONS, SAMPLES
 from ctseg.registry import get_bundle
 
 INSIDE = np.zeros((45, 70), bool)

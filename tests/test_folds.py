@@ -17,14 +17,14 @@ from torch import nn
 from ctseg.api import segment_volume
 from ctseg.cli import main
 from ctseg.datalist import cases_of
-from ctseg.ensemblebundle import write_ensemble
-from ctseg.ensembles import MeanOfNetworks
 from ctseg.errors import BundleError, ConfigError, InputError, LedgerError
-from ctseg.folds import Fold, draw_folds, folds_of, patients_for_folds, read_folds_file, write_fold_data
-from ctseg.foldsummary import draw_summary, summarise
+from ctseg.evaluation.triptychs import chosen_cases, draw_triptych, read_triptychs
+from ctseg.folds.dealing import Fold, draw_folds, folds_of, patients_for_folds, read_folds_file, write_fold_data
+from ctseg.folds.ensemblebundle import write_ensemble
+from ctseg.folds.ensembles import MeanOfNetworks
+from ctseg.folds.summary import draw_summary, summarise
 from ctseg.ledger import Ledger
 from ctseg.registry import get_bundle
-from ctseg.triptychs import chosen_cases, draw_triptych, read_triptychs
 
 PATIENTS = [f"p{number}" for number in range(11)]
 

@@ -20,10 +20,10 @@ from test_inferers import Threshold
 from ctseg.cli import main
 from ctseg.dependencies import sibling
 from ctseg.errors import BundleError, ConfigError, GeometryError
-from ctseg.gate import Gate
 from ctseg.inferers import SlicewiseInferer
 from ctseg.prediction import Predictor, SlicesRun
-from ctseg.presence import SlicePresence
+from ctseg.presence.gate import Gate
+from ctseg.presence.slices import SlicePresence
 from ctseg.registry import get_bundle
 from ctseg.study import Predictors, Study
 from ctseg.transforms import GateSlicesd, LoadVolumed

@@ -10,7 +10,7 @@ from helpers_cascade import ORGAN, SECOND, give_weights, write_task
 from helpers_golden import CASES, GOLDEN, PLAIN, bundles, case, plain_masks, read_golden
 from helpers_phantoms import write_nifti
 
-from ctseg.benchmarking import dice
+from ctseg.benchmarks.shared import dice
 from ctseg.inferers import cpu_has_bfloat16
 from ctseg.prediction import Predictor
 from ctseg.registry import get_bundle
@@ -71,7 +71,8 @@ def test_a_fast_way_gives_the_golden_masks(way: str, root: Path, golden: dict[st
 
 def test_the_way_of_a_gpu_gives_the_golden_masks(root: Path, golden: dict[str, np.ndarray]) -> None:
     """All that is done on a GPU, done by the same code on the CPU: bit for bit the mask of the CPU's own way."""
-    from ctseg import devicegrids, devices
+    from ctseg import devices
+    from ctseg.grids import device as devicegrids
 
     calls: list[str] = []
     predictor = Predictor(get_bundle(SECOND, root), "cpu")

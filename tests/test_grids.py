@@ -10,7 +10,7 @@ import pytest
 from helpers_phantoms import oblique_affine, straight_affine
 
 from ctseg.errors import GeometryError
-from ctseg.grids import resample_labels
+from ctseg.grids.labels import resample_labels
 
 RNG = np.random.default_rng(7)
 

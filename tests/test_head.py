@@ -10,8 +10,8 @@ import torch
 from helpers_heads import AFFINE, SHAPE, head, rotation, template, turned_affine
 
 from ctseg.errors import ConfigError, InputError
-from ctseg.head import box_of, find_brain, window_to_background
-from ctseg.mirror import find_mirror_plane
+from ctseg.heads.brain import box_of, find_brain, window_to_background
+from ctseg.heads.mirror import find_mirror_plane
 from ctseg.transforms import CropBraind, RestoreGridd, StraightenHeadd, WholeHounsfieldd, WindowHeadd
 from ctseg.transforms.loading import to_tensor
 from ctseg.volume import Volume

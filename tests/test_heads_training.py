@@ -19,9 +19,9 @@ from test_aspects_bundle import tiny, weights_of
 
 from ctseg.cli import main
 from ctseg.datalist import cases_of
-from ctseg.folds import folds_of, read_folds_file
+from ctseg.folds.dealing import folds_of, read_folds_file
 from ctseg.ledger import Ledger
-from ctseg.planefusion import fit
+from ctseg.planes.fusion import fit
 from ctseg.weights import read_weights
 
 AFFINE = np.array([[-6.0, 0, 0, 110.0], [0, -6.0, 0, 105.0], [0, 0, 8.0, -70.0], [0, 0, 0, 1]])  # LPS order, mm

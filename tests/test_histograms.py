@@ -14,7 +14,7 @@ from helpers_phantoms import oblique_affine, reoriented, write_nifti
 
 from ctseg.cli import main
 from ctseg.errors import ConfigError
-from ctseg.histograms import (
+from ctseg.prepare.histograms import (
     LOWEST,
     CaseCounts,
     count_case,

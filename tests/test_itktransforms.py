@@ -23,8 +23,8 @@ from helpers_turned import (
 )
 
 from ctseg.errors import ConfigError, InputError
-from ctseg.itktransforms import PointTransform, read_transform
-from ctseg.turning import check_modes, map_back, turn_labels, turn_volume
+from ctseg.turning.itktransforms import PointTransform, read_transform
+from ctseg.turning.resampling import check_modes, map_back, turn_labels, turn_volume
 from ctseg.volume import Volume
 
 sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is the independent reader")

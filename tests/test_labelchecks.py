@@ -10,7 +10,7 @@ import pytest
 from helpers_phantoms import f_phantom, oblique_affine, write_nifti
 
 from ctseg.errors import GeometryError, InputError
-from ctseg.labelchecks import Grid, check_label, check_label_array, grid_of
+from ctseg.prepare.labelchecks import Grid, check_label, check_label_array, grid_of
 from ctseg.reading import read_volume
 
 SHAPE = (20, 24, 8)

@@ -14,10 +14,10 @@ from helpers_bundles import make_bundle
 from helpers_phantoms import oblique_affine, reoriented, write_nifti
 
 from ctseg.cli import main
+from ctseg.commands.voxels import imbalance
 from ctseg.errors import OutputError
-from ctseg.labelfiles import FILES, itksnap_text, slicer_text, write_label_file
+from ctseg.outputs.labelfiles import FILES, itksnap_text, slicer_text, write_label_file
 from ctseg.sides import partners, side_of, wrong_sides
-from ctseg.voxelcommand import imbalance
 
 LABELS = {"caudate left": 1, "M4 right": 15, "insula left": 4}
 COLORS = {"caudate left": (255, 0, 10), "M4 right": (1, 2, 3)}

@@ -12,8 +12,8 @@ from helpers_phantoms import oblique_affine, write_nifti
 
 from ctseg.cli import main
 from ctseg.errors import ConfigError, InputError
-from ctseg.learnedfusion import Counter, LearnedFusion, read_fusion
-from ctseg.planes import consensus
+from ctseg.planes.learnedfusion import Counter, LearnedFusion, read_fusion
+from ctseg.planes.voting import consensus
 
 
 def test_the_most_probable_label_by_hand() -> None:

@@ -25,8 +25,9 @@ from monai.transforms import (
 )
 
 from ctseg import inferers
+from ctseg.dicom.tilt import is_tilted
 from ctseg.errors import BundleError, ConfigError, InputError
-from ctseg.flatitems import flat_affine
+from ctseg.flat.items import flat_affine
 from ctseg.inferers import SlicewiseInferer
 from ctseg.items import volume_of
 from ctseg.light import inferring
@@ -35,9 +36,8 @@ from ctseg.light.finishing import Labelled, finished
 from ctseg.light.models import Models
 from ctseg.light.preparing import Placed, loaded, prepare
 from ctseg.prediction import Predictor
-from ctseg.presence import PresencePredictor
+from ctseg.presence.slices import PresencePredictor
 from ctseg.registry import BundleInfo
-from ctseg.tilt import is_tilted
 from ctseg.transforms import (
     CleanUpd,
     CropSectord,

@@ -10,8 +10,8 @@ import trimesh
 
 from ctseg.errors import OutputError
 from ctseg.files import mesh_name
-from ctseg.meshes import write_meshes
-from ctseg.surfaces import surface_of_label
+from ctseg.outputs.meshes import write_meshes
+from ctseg.outputs.surfaces import surface_of_label
 from ctseg.volume import Volume
 
 OBLIQUE = np.array([[0.9, -0.3, 0.1, -20.0], [0.35, 1.1, -0.2, 15.0], [-0.1, 0.25, 2.4, 40.0], [0.0, 0.0, 0.0, 1.0]])

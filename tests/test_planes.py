@@ -16,9 +16,9 @@ from torch import nn
 
 from ctseg.cli import main
 from ctseg.errors import ConfigError, GeometryError
-from ctseg.planenetworks import ThreePlanes
-from ctseg.planes import consensus
-from ctseg.sidednetworks import SidedNetwork
+from ctseg.heads.sidednetworks import SidedNetwork
+from ctseg.planes.networks import ThreePlanes
+from ctseg.planes.voting import consensus
 from ctseg.transforms import AddDistanced, StraightenHeadd, ToGridd
 from ctseg.transforms.loading import to_tensor
 from ctseg.volume import Volume

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from ctseg.errors import ConfigError, InputError, LedgerError
-from ctseg.givensplits import read_split
 from ctseg.items import volume_of
-from ctseg.sample_pictures import choose_samples, draw_sample
+from ctseg.prepare.givensplits import read_split
+from ctseg.prepare.sample_pictures import choose_samples, draw_sample
 from ctseg.slices import read_slice
 from ctseg.volume import Volume
 

@@ -17,10 +17,10 @@ from monai.bundle import ConfigParser
 
 from ctseg.cli import main
 from ctseg.errors import BundleError, ConfigError
-from ctseg.presence import PresencePredictor, SlicePresence, SliceTable, checked_threshold, gaps_between, runs_of
-from ctseg.presence_output import write_presence
-from ctseg.presence_plot import write_presence_plot
-from ctseg.presence_table import summary_line, table_csv, table_json
+from ctseg.presence.output import write_presence
+from ctseg.presence.plot import write_presence_plot
+from ctseg.presence.slices import PresencePredictor, SlicePresence, SliceTable, checked_threshold, gaps_between, runs_of
+from ctseg.presence.table import summary_line, table_csv, table_json
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo, find_bundles, get_bundle
 from ctseg.volume import Volume

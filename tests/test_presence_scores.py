@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from scipy import stats
 
 from ctseg.errors import ConfigError
-from ctseg.presence_scores import PresenceScore, SliceResult, confusion, presence_report, rates, write_presence_report
+from ctseg.presence.scores import PresenceScore, SliceResult, confusion, presence_report, rates, write_presence_report
 
 # case, patient, slice, present, probability: at the threshold 0.5 hit, miss, hit, false alarm, quiet, miss
 ROWS = [

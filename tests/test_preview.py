@@ -12,7 +12,7 @@ from PIL import Image
 
 from ctseg.errors import GeometryError
 from ctseg.organs import Organ
-from ctseg.preview import _bright, _caption, write_preview
+from ctseg.outputs.preview import _bright, _caption, write_preview
 from ctseg.views import View, views_through
 from ctseg.volume import Volume
 

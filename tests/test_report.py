@@ -15,10 +15,10 @@ from helpers_prediction import FakePrediction, make_labels, make_volume
 from ctseg.errors import OutputError
 from ctseg.files import written_beside
 from ctseg.organs import measure_organs, voxel_volume_ml
-from ctseg.outputs import KINDS, check_folder, file_names, write_outputs
-from ctseg.preview import write_preview
+from ctseg.outputs.folder import KINDS, check_folder, file_names, write_outputs
+from ctseg.outputs.preview import write_preview
+from ctseg.outputs.report import build_report
 from ctseg.registry import get_bundle
-from ctseg.report import build_report
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_the_preview_shows_the_values_that_the_task_wishes(
         seen.append(options["window"])
         return write_preview(*args, **options)
 
-    monkeypatch.setattr("ctseg.preview.write_preview", watched)
+    monkeypatch.setattr("ctseg.outputs.preview.write_preview", watched)
     head = get_bundle(make_bundle(tmp_path, "head", shown_window=[0, 80]))
     for bundle in (prediction.bundle, head):
         chosen = FakePrediction(prediction.volume, prediction.label_map, bundle)
@@ -209,7 +209,7 @@ def test_a_failure_while_writing_leaves_the_folder_as_it_was(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ctseg.preview.write_preview", full)
+    monkeypatch.setattr("ctseg.outputs.preview.write_preview", full)
     with pytest.raises(OutputError, match="No space left on device"):
         write_outputs(prediction, out)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before if there else not (tmp_path / "a").exists()

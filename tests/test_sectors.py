@@ -15,7 +15,7 @@ from PIL import Image
 from skimage.morphology import convex_hull_image
 
 from ctseg.errors import ConfigError, InputError
-from ctseg.sectors import find_sector
+from ctseg.flat.sectors import find_sector
 from ctseg.transforms import CropSectord
 
 

@@ -15,14 +15,16 @@ import pytest
 from helpers_phantoms import f_phantom, straight_affine, write_axial_series, write_nifti
 
 import ctseg
-from ctseg import orthanc, servingplan, servingrun
 from ctseg.childprocess import Child
 from ctseg.cli import main
 from ctseg.errors import CtsegError, InputError, OutputError
 from ctseg.loopback import is_loopback
-from ctseg.orthanc import ServingError, dicom_files, find_orthanc
-from ctseg.servingplan import Plan, checked_plan, free_port, only_one, server_command
-from ctseg.users import add_user
+from ctseg.serving import orthanc
+from ctseg.serving import plan as servingplan
+from ctseg.serving import running as servingrun
+from ctseg.serving.orthanc import ServingError, dicom_files, find_orthanc
+from ctseg.serving.plan import Plan, checked_plan, free_port, only_one, server_command
+from ctseg.serving.users import add_user
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
 

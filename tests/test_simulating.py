@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ctseg.annotation.simulating import Plan, Round, check_plan, simulate
+from ctseg.annotation.simulation_report import curves_of, rows_of, write_simulation
+from ctseg.commands.simulate import overrides_of
 from ctseg.errors import ConfigError, InputError
 from ctseg.ledger import Ledger
 from ctseg.registry import BundleInfo
-from ctseg.simulating import Plan, Round, check_plan, simulate
-from ctseg.simulation_command import overrides_of
-from ctseg.simulation_report import curves_of, rows_of, write_simulation
 
 PLAN = Plan(("random", "uncertainty"), seeds=1, start=1, step=1, rounds=2, epochs=1)
 

@@ -9,7 +9,7 @@ from helpers_phantoms import oblique_affine, reoriented
 from monai.data import MetaTensor
 
 from ctseg.errors import ConfigError
-from ctseg.spacing import body_box, new_shape, oriented, regridded
+from ctseg.grids.spacing import body_box, new_shape, oriented, regridded
 from ctseg.study import Study
 from ctseg.transforms import ToGridd
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ctseg.annotation.strategies import FOREGROUND_SHARE, STRATEGIES, CaseScore, Pool, choose, noise_scale
 from ctseg.errors import ConfigError
-from ctseg.strategies import FOREGROUND_SHARE, STRATEGIES, CaseScore, Pool, choose, noise_scale
 
 
 def pool_of(*cases: CaseScore, labelled: int = 0, organs: tuple[str, ...] = ("liver", "spleen")) -> Pool:

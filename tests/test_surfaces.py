@@ -16,10 +16,10 @@ import trimesh
 from helpers_phantoms import oblique_affine, reoriented, straight_affine
 
 from ctseg.errors import ConfigError
-from ctseg.manifolds import is_closed, separated
-from ctseg.meshes import write_meshes
-from ctseg.meshfiles import GLTF_FROM_LPS, glb_bytes
-from ctseg.surfaces import Surface, signed_volume, surface_of_label
+from ctseg.outputs.manifolds import is_closed, separated
+from ctseg.outputs.meshes import write_meshes
+from ctseg.outputs.meshfiles import GLTF_FROM_LPS, glb_bytes
+from ctseg.outputs.surfaces import Surface, signed_volume, surface_of_label
 from ctseg.volume import Volume
 
 SPACING = (1.4, 1.0, 2.0)

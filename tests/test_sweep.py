@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from helpers_folds import EXPERIMENT, block_slices
 
-import ctseg.experiment_plots as plots
-import ctseg.experiment_runs as runs
+import ctseg.experiments.plots as plots
+import ctseg.experiments.runs as runs
 from ctseg.cli import main
+from ctseg.commands.sweep import write_experiments
 from ctseg.errors import ConfigError
-from ctseg.sweep_command import write_experiments
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from helpers_synth import ABOVE, AFFINE, GANGLIA, write_atlas, write_template
 from ctseg.cli import main
 from ctseg.collections.detecting import find_collection
 from ctseg.errors import ConfigError, InputError, OutputError
+from ctseg.heads.atlas import find_height, label_template, read_atlas, read_template
+from ctseg.heads.drawing import Limits, rotation
+from ctseg.heads.generating import generate_heads
 from ctseg.registry import get_bundle
 from ctseg.sides import wrong_sides
-from ctseg.synthheads import generate_heads
-from ctseg.synthheads_atlas import find_height, label_template, read_atlas, read_template
-from ctseg.synthheads_draw import Limits, rotation
 
 COARSE = Limits(pixels=(4.0, 5.0), slices=(5.0, 8.0))
 

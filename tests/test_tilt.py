@@ -13,11 +13,11 @@ from helpers_phantoms import write_dicom
 from monai.data import MetaTensor
 
 from ctseg.cli import main
-from ctseg.dicom import read_dicom_grid
+from ctseg.dicom.reading import read_dicom_grid
+from ctseg.dicom.tilt import is_tilted, tilt_degrees
+from ctseg.outputs.writing import write_mask
 from ctseg.reading import read_volume
-from ctseg.tilt import is_tilted, tilt_degrees
 from ctseg.transforms import LoadVolumed, RestoreGridd
-from ctseg.writing import write_mask
 
 TILT = 18.0
 SHAPE = (72, 84, 20)
@@ -95,7 +95,7 @@ def test_a_mask_goes_back_onto_the_tilted_slices_and_into_files(series: Path, tm
     written = nib.load(tmp_path / "mask.nii.gz")
     assert written.affine == pytest.approx(tilted_affine(), abs=1e-3) and int(written.header["qform_code"]) == 0
     pytest.importorskip("highdicom", reason="highdicom is not installed")
-    from ctseg.dicomseg import read_seg, write_seg
+    from ctseg.dicom.seg import read_seg, write_seg
 
     entry = {"name": "bleed", "code": 1, "color": [1, 2, 3], "snomed": {"value": "50960005", "meaning": "Hemorrhage"}}
     write_seg(back, volume, None, [entry], tmp_path / "seg.dcm")

@@ -12,8 +12,8 @@ from scipy import ndimage
 from torch import nn
 
 from ctseg.errors import ConfigError
-from ctseg.sidednetworks import SidedNetwork
-from ctseg.turnedplanes import VIEWS, TurnedPlanes, _turn
+from ctseg.heads.sidednetworks import SidedNetwork
+from ctseg.planes.turned import VIEWS, TurnedPlanes, _turn
 
 
 class Grey(nn.Module):

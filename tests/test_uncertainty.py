@@ -10,8 +10,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from ctseg.errors import ConfigError
-from ctseg.uncertainty import (
+from ctseg.annotation.uncertainty import (
     deepest_features,
     disagreement,
     foreground_entropy,
@@ -19,6 +18,7 @@ from ctseg.uncertainty import (
     mean_logits,
     several_runs,
 )
+from ctseg.errors import ConfigError
 
 
 def logit(probability: float) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from ctseg.cli import main
 from ctseg.errors import ConfigError
-from ctseg.users import ROLES, User, add_user, check_private, check_token, find_user, hash_token, read_users
+from ctseg.serving.users import ROLES, User, add_user, check_private, check_token, find_user, hash_token, read_users
 
 TOKEN = "abcdefghijklmnopqrst"
 

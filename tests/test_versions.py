@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from helpers_bundles import make_bundle
 
+from ctseg.annotation.versions import Versions, is_good_enough
 from ctseg.errors import BundleError
 from ctseg.registry import BundleInfo, get_bundle
-from ctseg.versions import Versions, is_good_enough
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import torch
 from helpers_bundles import make_bundle
 from helpers_weights_crash import full_disk
 
+from ctseg.annotation.versions import Versions
 from ctseg.errors import OutputError
 from ctseg.files import locked, remove_unfinished
 from ctseg.registry import get_bundle
 from ctseg.training import newest_checkpoint
-from ctseg.versions import Versions
 from ctseg.weights import save_tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -15,7 +15,7 @@ from helpers_phantoms import write_nifti
 from PIL import Image
 
 from ctseg.errors import GeometryError, InputError
-from ctseg.flatimages import GREY, HU, RGB, FlatImage
+from ctseg.flat.images import GREY, HU, RGB, FlatImage
 from ctseg.study import Predictors
 from ctseg.window.case import Case
 from ctseg.window.choices import check_fits, choices_for, coloured_share

@@ -23,8 +23,8 @@ from helpers_phantoms import (
 )
 
 from ctseg.errors import GeometryError, OutputError
+from ctseg.outputs.writing import write_mask
 from ctseg.reading import read_volume
-from ctseg.writing import write_mask
 
 FORM_FIELDS = ["qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"]
 FORM_FIELDS += ["srow_x", "srow_y", "srow_z", "xyzt_units"]
@@ -223,7 +223,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ctseg.writing._write", full)
+    monkeypatch.setattr("ctseg.outputs.writing._write", full)
     with pytest.raises(OutputError, match="No space left"):
         write_mask(labels, volume, tmp_path / "out" / "m.nii")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["m.nii"]

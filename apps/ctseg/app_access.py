@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ctseg import loopback
 from ctseg.errors import ConfigError
-from ctseg.users import User, check_private, check_token, hash_token, read_users
+from ctseg.serving.users import User, check_private, check_token, hash_token, read_users
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +87,9 @@ def read_access(conf: Mapping[str, str]) -> Access:
     """Read the users, the origins and the limit of uploads.
 
     Args:
-        conf: the pairs of `--conf`: `users` (a file, `ctseg.users`), `token_file` (a file with one token), `origins`
-            (with commas between), `max_upload_mb`. The environment's CTSEG_TOKEN is a token too. A token in the options
-            itself would be seen by everybody on the machine and in the log, so there is no option for it.
+        conf: the pairs of `--conf`: `users` (a file, `ctseg.serving.users`), `token_file` (a file with one token),
+            `origins` (with commas between), `max_upload_mb`. The environment's CTSEG_TOKEN is a token too. A token in
+            the options itself would be seen by everybody on the machine and in the log, so there is no option for it.
 
     Raises:
         ConfigError: one of them cannot be used.

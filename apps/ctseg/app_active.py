@@ -1,4 +1,4 @@
-"""Strategies of active learning as MONAI Label asks for them: thin adapters of `ctseg.strategies`."""
+"""Strategies of active learning as MONAI Label asks for them: thin adapters of `ctseg.annotation.strategies`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from app_scoring import AUGMENT, DROPOUT, WAYS, Scoring, read_scoring, shown_sco
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from ctseg.annotation.strategies import NEEDS, CaseScore, Pool, choose
 from ctseg.errors import ConfigError
-from ctseg.strategies import NEEDS, CaseScore, Pool, choose
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ScoredCase(Strategy):
         """Describe the strategy.
 
         Args:
-            name: one of `ctseg.strategies.NEEDS`.
+            name: one of `ctseg.annotation.strategies.NEEDS`.
             scores: of every model.
         """
         super().__init__(_SAID[name])

@@ -10,7 +10,7 @@ from typing import Any
 from app_infer import SegmentationTask, wanted_device
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
-from ctseg.presence_table import table_json
+from ctseg.presence.table import table_json
 from ctseg.registry import verify_weights
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class ClassificationTask(SegmentationTask):
             request: `image` (a path that the app has checked) and `device`.
 
         Returns:
-            No file, and the answer: `presence` (`ctseg.presence_table.table_json`), `label_names` (the organs found),
+            No file, and the answer: `presence` (`ctseg.presence.table.table_json`), `label_names` (the organs found),
             `latencies`, `device`, `model`, `version`, `notes`.
 
         Raises:

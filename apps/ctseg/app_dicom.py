@@ -30,14 +30,14 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from ctseg.dicom import read_dicom_grid
-from ctseg.dicomseg import read_seg
+from ctseg.dicom.reading import read_dicom_grid
+from ctseg.dicom.seg import read_seg
 from ctseg.errors import CtsegError
 from ctseg.files import write_beside, written_beside
+from ctseg.outputs.writing import write_mask
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
-from ctseg.writing import write_mask
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from app_http import private_folder, refused, sentence_for
 from app_studies import remove_upload
 from fastapi.responses import FileResponse
 
-from ctseg.dicomseg import Algorithm, write_seg
+from ctseg.dicom.seg import Algorithm, write_seg
 from ctseg.errors import CtsegError
 
 

@@ -11,9 +11,9 @@ from app_dicom_pacs import Pacs
 from fastapi import HTTPException
 from pydicom.dataset import Dataset
 
+from ctseg.dicom.segcodes import Segment, value_of
 from ctseg.errors import InputError
 from ctseg.registry import BundleInfo
-from ctseg.segmentcodes import Segment, value_of
 
 logger = logging.getLogger(__name__)
 

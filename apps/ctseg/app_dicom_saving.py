@@ -13,11 +13,11 @@ from app_http import private_folder, refused
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from ctseg.annotated import named_values
-from ctseg.dicomseg import Algorithm, write_seg
+from ctseg.annotation.annotated import named_values
+from ctseg.dicom.seg import Algorithm, write_seg
 from ctseg.errors import InputError
 from ctseg.items import check_same_grid
-from ctseg.pairchecks import value_counts
+from ctseg.prepare.pairchecks import value_counts
 from ctseg.reading import read_volume
 from ctseg.volume import Volume
 

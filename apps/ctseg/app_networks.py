@@ -14,7 +14,7 @@ from ctseg.registry import BundleInfo, find_bundles
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction
-    from ctseg.presence import SlicePresence
+    from ctseg.presence.slices import SlicePresence
     from ctseg.study import Study
 
 

@@ -24,10 +24,10 @@ from fastapi.routing import APIRoute
 from monailabel.config import settings
 from starlette.datastructures import FormData
 
-from ctseg.annotated import named_values
+from ctseg.annotation.annotated import named_values
 from ctseg.errors import ConfigError, CtsegError, InputError
 from ctseg.light.requests import json_list
-from ctseg.meshes import FACES, FEWEST_FACES, MESH_KINDS, SCENE, write_meshes
+from ctseg.outputs.meshes import FACES, FEWEST_FACES, MESH_KINDS, SCENE, write_meshes
 from ctseg.registry import BundleInfo
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _segmented(
     labels = dict(prediction.labels)
     if output != "nifti":
         return _surfaces(prediction.volume, prediction.label_map, labels, output, faces, each, prediction.bundle.colors)
-    from ctseg.writing import write_mask
+    from ctseg.outputs.writing import write_mask
 
     with tempfile.TemporaryDirectory(prefix="answer-", dir=private_folder()) as folder:
         content = write_mask(prediction.label_map, prediction.volume, Path(folder) / MASK).read_bytes()

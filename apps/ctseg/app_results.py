@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import ConfigError, GeometryError
+from ctseg.outputs.writing import write_mask
 from ctseg.volume import Volume
-from ctseg.writing import write_mask
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32")

@@ -17,12 +17,12 @@ from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.interfaces.datastore import Datastore
 
-from ctseg.acquisition import ScoreBook, Scorer
+from ctseg.annotation.acquisition import ScoreBook, Scorer
+from ctseg.annotation.strategies import CaseScore
 from ctseg.devices import inference_device
 from ctseg.errors import ConfigError, CtsegError
 from ctseg.quality import calibrations_of, estimated, summary
 from ctseg.registry import BundleInfo, fingerprint, get_bundle
-from ctseg.strategies import CaseScore
 
 logger = logging.getLogger(__name__)
 

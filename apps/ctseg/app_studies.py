@@ -19,10 +19,10 @@ from app_versions import Version, Versions, copy_durably
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from ctseg.annotated import named_values
+from ctseg.annotation.annotated import named_values
 from ctseg.errors import CtsegError
 from ctseg.files import file_sha256
-from ctseg.labelchecks import check_label, grid_of
+from ctseg.prepare.labelchecks import check_label, grid_of
 
 __all__ = ["LABEL_EXTENSIONS", "StudiesFolder", "checked_tag", "locate_image", "remove_upload"]
 

@@ -19,10 +19,10 @@ from app_train_versions import told
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from ctseg.annotated import AnnotatedStudy, check_label_values, named_values, prepare_training_data
+from ctseg.annotation.annotated import AnnotatedStudy, check_label_values, named_values, prepare_training_data
+from ctseg.annotation.versions import Versions
 from ctseg.errors import BundleError, ConfigError, CtsegError, InputError
 from ctseg.registry import BundleInfo, get_bundle, verify_weights
-from ctseg.versions import Versions
 
 logger = logging.getLogger(__name__)
 

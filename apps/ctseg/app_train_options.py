@@ -12,11 +12,11 @@ from app_studies import checked_tag
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.utils.others.generic import device_list, device_map
 
+from ctseg.annotation.versions import TOLERANCE
 from ctseg.devices import inference_device
 from ctseg.errors import ConfigError, DeviceError
 from ctseg.registry import BundleInfo
 from ctseg.tracking import PACKAGES
-from ctseg.versions import TOLERANCE
 
 _STARTS = ("shipped", "current")
 _TRACKERS = ("mlflow", "tensorboard")

@@ -10,11 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctseg.annotation.versions import Version
 from ctseg.errors import InputError
 from ctseg.files import write_beside
 from ctseg.history import read_history
 from ctseg.training import newest_checkpoint
-from ctseg.versions import Version
 
 if TYPE_CHECKING:
     from app_train_run import Plan

@@ -17,13 +17,13 @@ from app_train_options import TrainOptions
 from app_train_progress import Progress
 from app_train_versions import validation_value
 
-from ctseg.annotated import DATALIST, TrainingData
+from ctseg.annotation.annotated import DATALIST, TrainingData
+from ctseg.annotation.versions import Version, Versions
 from ctseg.bundlecopy import copy_with_weights
 from ctseg.errors import CtsegError, ResourceError
 from ctseg.files import file_sha256, write_beside
 from ctseg.registry import BundleInfo
 from ctseg.training import newest_checkpoint
-from ctseg.versions import Version, Versions
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from fastapi import Body, Depends
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 
-from ctseg.annotated import DATALIST
+from ctseg.annotation.annotated import DATALIST
+from ctseg.annotation.versions import Versions
 from ctseg.errors import CtsegError
 from ctseg.registry import BundleInfo
-from ctseg.versions import Versions
 
 
 def validation_value(bundle: BundleInfo, weights: Path, data: Path, report: Path, device: str) -> float | None:

@@ -15,7 +15,7 @@ from app_viewer_proxy import StudiesProxy
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from ctseg.dicomseg import Algorithm, write_seg
+from ctseg.dicom.seg import Algorithm, write_seg
 from ctseg.errors import CtsegError
 from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
@@ -115,7 +115,7 @@ def store(
 def _on_the_series(file: Path, volume: Volume) -> NDArray[np.uint8]:
     import nibabel as nib
 
-    from ctseg.grids import resample_labels
+    from ctseg.grids.labels import resample_labels
 
     mask = nib.load(file)
     array = np.asarray(mask.dataobj).astype(np.uint8)

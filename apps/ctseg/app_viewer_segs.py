@@ -17,7 +17,7 @@ from app_viewer_multipart import joined, parts_of
 from app_viewer_proxy import StudiesProxy
 from fastapi.responses import Response
 
-from ctseg.segmentframes import frames_of
+from ctseg.dicom.segframes import frames_of
 
 _FRAMES = re.compile(
     r"studies/(?P<study>[0-9.]+)/series/(?P<series>[0-9.]+)/instances/(?P<sop>[0-9.]+)/frames/(?P<which>[0-9,]+)"

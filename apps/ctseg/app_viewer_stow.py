@@ -17,8 +17,8 @@ from app_viewer_proxy import StudiesProxy
 from app_viewer_run import place_of, said, store
 from fastapi.responses import JSONResponse
 
-from ctseg.dicomseg import Algorithm
-from ctseg.segmentreading import label_map_of
+from ctseg.dicom.seg import Algorithm
+from ctseg.dicom.segreading import label_map_of
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _TYPE, _TISSUE = "SegmentedPropertyTypeCodeSequence", "T-D0050"

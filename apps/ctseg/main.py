@@ -52,9 +52,9 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.scoring.dice import Dice
 
 from ctseg import __version__
+from ctseg.annotation.versions import Versions
 from ctseg.errors import CtsegError
 from ctseg.registry import BundleInfo
-from ctseg.versions import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class CtsegApp(MONAILabelApp):
         return {"version": version.number, "tag": version.tag} if version else {}
 
     def _download_dcmqi_tools(self) -> None:
-        """Fetch nothing, as the stock server does while it starts: DICOM SEG is written by `ctseg.dicomseg`."""
+        """Fetch nothing, as the stock server does while it starts: DICOM SEG is written by `ctseg.dicom.seg`."""
 
     def init_infers(self) -> dict[str, InferTask]:
         """One task for each bundle, trained or not, and for several together; they share networks and a lock."""

@@ -30,7 +30,7 @@ from ctseg.volume import Volume
 if TYPE_CHECKING:
     import torch
 
-    from ctseg.budgetstudy import FrugalStudy
+    from ctseg.budget.study import FrugalStudy
     from ctseg.prediction import Prediction
 
 Progress = Callable[[str], None]
@@ -108,9 +108,9 @@ def segment_volume(
         output: "numpy" or "torch" (on the CPU).
         predictors: loaded networks, kept warm between calls; they know their device and runtime.
         progress: called with the name of each stage when it begins.
-        runtime: what runs the networks: "torch" (the default), "onnx", "openvino" or "auto" (`ctseg.runtimes`).
-        max_ram: bytes that this process may take at most, with what it holds already (`ctseg.budget`); an image that
-            is given as a path is then read bit by bit, and never held, where that is needed.
+        runtime: what runs the networks: "torch" (the default), "onnx", "openvino" or "auto" (`ctseg.export.runtimes`).
+        max_ram: bytes that this process may take at most, with what it holds already (`ctseg.budget.reckoning`); an
+            image that is given as a path is then read bit by bit, and never held, where that is needed.
 
     Returns:
         The mask on exactly the image's grid.
@@ -248,7 +248,7 @@ def _opened(
     modality = selection.bundle.modality
     if max_ram is None:
         return Study(source, predictors, modality=modality)
-    from ctseg.budgetstudy import FrugalStudy
+    from ctseg.budget.study import FrugalStudy
 
     # Each bundle's mask, each organ's while they are merged, the merged one; and one in other codes.
     masks = 2 + (len(selection.bundles) + len(selection.choices) if selection.choices else 0)

@@ -73,7 +73,7 @@ def fill_holes(mask: NDArray[np.bool_], axis: int | None = None) -> NDArray[np.b
     """
     from scipy.ndimage import binary_fill_holes
 
-    from ctseg.scoring import bounding_box
+    from ctseg.evaluation.scoring import bounding_box
 
     if not mask.any():
         return mask

@@ -10,39 +10,35 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ctseg import (
-    __version__,
-    apicommand,
-    aspectscommand,
-    calibrating,
-    consensuscommand,
-    curves,
+from ctseg import __version__, calibrating, curves, importing, ratefinder
+from ctseg.commands import (
+    api,
+    app,
+    aspects,
+    consensus,
     doctor,
-    evaluation_command,
-    experiment_command,
-    exportcommand,
-    exportimages_command,
-    foldcommand,
-    histogramcommand,
-    importing,
-    learnfusioncommand,
-    planejoin,
-    preparecommand,
-    ratefinder,
-    segmentcommand,
-    serving,
-    simulation_command,
-    sweep_command,
-    synthheadscommand,
-    turncommand,
-    users,
-    voxelcommand,
-    windowcommand,
+    evaluate,
+    experiments,
+    export,
+    export_images,
+    folds,
+    generate_heads,
+    histograms,
+    join_planes,
+    learn_fusion,
+    prepare,
+    segment,
+    serve,
+    simulate,
+    sweep,
+    turn,
+    voxels,
 )
+from ctseg.commands.segment import say
 from ctseg.dependencies import dependency_problem
 from ctseg.errors import BundleError, CtsegError
 from ctseg.registry import BundleInfo, bundles_root, find_bundles
-from ctseg.segmentcommand import say
+from ctseg.serving import users
 
 _EXAMPLES = """examples:
   ctseg segment ct.nii.gz -o out              mask, mesh, preview and report into the folder out
@@ -55,31 +51,31 @@ Research use only: not a medical device, not for diagnosis."""
 
 
 _MORE_COMMANDS = (
-    evaluation_command,
-    planejoin,
-    preparecommand,
-    exportimages_command,
+    evaluate,
+    join_planes,
+    prepare,
+    export_images,
     importing,
-    experiment_command,
-    foldcommand,
+    experiments,
+    folds,
     ratefinder,
-    consensuscommand,
-    learnfusioncommand,
+    consensus,
+    learn_fusion,
     curves,
     calibrating,
-    simulation_command,
-    synthheadscommand,
-    sweep_command,
-    turncommand,
-    voxelcommand,
-    histogramcommand,
-    aspectscommand,
-    serving,
-    windowcommand,
+    simulate,
+    generate_heads,
+    sweep,
+    turn,
+    voxels,
+    histograms,
+    aspects,
+    serve,
+    app,
     users,
     doctor,
-    exportcommand,
-    apicommand,
+    export,
+    api,
 )
 
 
@@ -91,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ctseg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    segmentcommand.add_command(commands)
+    segment.add_command(commands)
     tasks = commands.add_parser(
         "tasks",
         help="list the bundles",

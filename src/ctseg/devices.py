@@ -38,8 +38,8 @@ def inference_device(name: str = "auto") -> str:
 def works_there(device: str | torch.device) -> bool:
     """Whether what lies around the network is done on the network's device, too: resampling there and back.
 
-    On a CPU it is NumPy's, slice by slice in threads (`ctseg.spacing`, `ctseg.grids`); elsewhere torch's
-    (`ctseg.devicegrids`), so that an image goes to the device once as it was read and a label map comes back once.
+    On a CPU it is NumPy's, slice by slice in threads (`ctseg.grids.spacing`, `ctseg.grids.labels`); elsewhere torch's
+    (`ctseg.grids.device`), so that an image goes to the device once as it was read and a label map comes back once.
     """
     return as_device(device).type != "cpu"
 

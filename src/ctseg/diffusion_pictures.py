@@ -15,7 +15,7 @@ from ignite.metrics import Metric
 from ctseg.cases import case_name
 from ctseg.errors import ConfigError
 from ctseg.files import write_beside
-from ctseg.flatsheets import PREDICTED, REFERENCE, draw_sheet, draw_tile
+from ctseg.flat.sheets import PREDICTED, REFERENCE, draw_sheet, draw_tile
 
 INDEX = "doubt.json"
 LARGEST = 0.5  # of a standard deviation of probabilities: half of the samples say 0, half 1

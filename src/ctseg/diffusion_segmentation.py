@@ -19,8 +19,8 @@ from monai.networks.schedulers import DDIMScheduler
 from torch import nn
 
 from ctseg.diffusion_networks import Concatenated, TwoEncoders
-from ctseg.ensembles import mean_logits
 from ctseg.errors import ConfigError
+from ctseg.folds.ensembles import mean_logits
 from ctseg.training import PrepareBatch
 
 CONDITIONS = {"sum": TwoEncoders, "concatenate": Concatenated}

@@ -28,7 +28,7 @@ def volume_of(source: Any, item: Mapping[Hashable, Any], modality: str) -> Volum
         source: a `Volume`, or a path: NIfTI, NRRD, MetaImage, DICOM folder or zip, PNG or .npy slice.
         item: a slice needs its `slice_spacing` in mm, and an .npy its `slice_orientation` too; a PNG is taken for a
             radiological view unless the item says otherwise (`ctseg.slices.read_slice`).
-            An item with `flat` names a flat image (`ctseg.flatitems.flat_item`).
+            An item with `flat` names a flat image (`ctseg.flat.items.flat_item`).
         modality: "CT" switches the plausibility checks of HU on; a label is "label".
 
     Raises:
@@ -37,7 +37,7 @@ def volume_of(source: Any, item: Mapping[Hashable, Any], modality: str) -> Volum
     if isinstance(source, Volume):
         return source
     if item.get("flat"):
-        from ctseg.flatitems import flat_item
+        from ctseg.flat.items import flat_item
 
         return flat_item(source, item, modality)
     if str(source).lower().endswith(SLICE_ENDINGS):

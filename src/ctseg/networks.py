@@ -16,7 +16,7 @@ from torch import nn
 
 from ctseg.classifiers import Classifier, CutEncoder, load_encoder
 from ctseg.errors import ConfigError
-from ctseg.flatnetworks import FLAT_NETWORKS, PRESETS, AnySize
+from ctseg.flat.networks import FLAT_NETWORKS, PRESETS, AnySize
 from ctseg.sentences import look_up, options_of, said_plainly
 
 FIRST_LAYERS = ("adapt", "repeat")
@@ -163,7 +163,7 @@ def make_flat_network(
     """Return a network for flat images of any size, by name.
 
     Args:
-        name: segnet, unet_unpool, unet_nearest, unet_strided, unet_64_512, unet_repeating (`ctseg.flatnetworks`); or a
+        name: segnet, unet_unpool, unet_nearest, unet_strided, unet_64_512, unet_repeating (`ctseg.flat.networks`); or a
             network of `make_segmenter` with its options set: fpn_light, fpn_resnet152, segformer_b0.
         in_channels: of the image.
         classes: logits.

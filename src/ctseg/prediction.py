@@ -78,7 +78,7 @@ class Prediction:
         slices: how many slices were run; None for a network that does not go slice by slice, and for a merged mask.
         parts: the bundles that ran for a merged mask, else empty.
         quality: what is to be thought of the mask of each organ that was found (`ctseg.quality`).
-        runtime: what ran the network: "torch", "onnx" or "openvino" (`ctseg.runtimes`).
+        runtime: what ran the network: "torch", "onnx" or "openvino" (`ctseg.export.runtimes`).
     """
 
     volume: Volume
@@ -100,7 +100,7 @@ class Predictor:
         bundle: a bundle that is ready: trained, or in need of no weights, and so are those that it needs.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         overrides: values in place of those in the bundle's `inference.json`, e.g. `{"gate": None}`.
-        runtime: "torch", "onnx", "openvino" or "auto" (`ctseg.runtimes`).
+        runtime: "torch", "onnx", "openvino" or "auto" (`ctseg.export.runtimes`).
         find: how the bundles that it needs are looked up.
 
     Raises:
@@ -119,8 +119,8 @@ class Predictor:
     ) -> None:
         from monai.bundle import ConfigParser
 
+        from ctseg.export.runtimes import chosen_runtime, runtime_network
         from ctseg.ondevice import prepare_there
-        from ctseg.runtimes import chosen_runtime, runtime_network
         from ctseg.weights import load_weights
 
         self.bundle = bundle

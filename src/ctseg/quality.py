@@ -77,7 +77,7 @@ def overlap_sums(logits: torch.Tensor) -> list[tuple[float, float, float]]:
         logits: (C, ...): one organ's logit, or background and organs. Voxels with the lowest float were not run and
             count as certain background.
     """
-    from ctseg.uncertainty import organ_sums
+    from ctseg.annotation.uncertainty import organ_sums
 
     return [sums.overlap for sums in organ_sums(logits, entropy=False)]
 

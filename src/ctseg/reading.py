@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctseg.checks import AIR_HU, check_hounsfield, replace_not_finite
+from ctseg.dicom.tilt import is_tilted
 from ctseg.errors import InputError
 from ctseg.geometry import clean_affine, spacing_of
 from ctseg.sources import Loaded
-from ctseg.tilt import is_tilted
 from ctseg.volume import Volume
 
 _NIFTI = (".nii", ".nii.gz")
@@ -70,7 +70,7 @@ def _load(source: Path, modality: str) -> Loaded:
         raise InputError(f"{source} does not exist; check the path")
     name = source.name.lower()
     if source.is_dir() or name.endswith((".zip", *_DICOM)):
-        from ctseg.dicom import read_dicom
+        from ctseg.dicom.reading import read_dicom
 
         return read_dicom(source, modality)
     if not source.is_file():

@@ -67,7 +67,7 @@ class BundleInfo:
 
     @property
     def flat(self) -> bool:
-        """Whether it looks at flat images, such as photographs and ultrasound (`ctseg.flatreading`), not at volumes."""
+        """Whether it looks at flat images, such as photographs and ultrasound (`ctseg.flat`), not at volumes."""
         return bool(self._block.get("flat", False))
 
     @property
@@ -116,7 +116,7 @@ class BundleInfo:
 
     @property
     def classifies(self) -> bool:
-        """Whether the bundle says of each slice if its organs are on it (`ctseg.presence`)."""
+        """Whether the bundle says of each slice if its organs are on it (`ctseg.presence.slices`)."""
         return self._answers_with("classification")
 
     def _answers_with(self, kind: str) -> bool:

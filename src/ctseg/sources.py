@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ctseg.dicomseries import Slice
+    from ctseg.dicom.series import Slice
 
 _INT16 = np.iinfo(np.int16)
 

@@ -18,7 +18,7 @@ from ctseg.volume import Volume
 
 if TYPE_CHECKING:
     from ctseg.prediction import Prediction, Predictor
-    from ctseg.presence import PresencePredictor, SlicePresence
+    from ctseg.presence.slices import PresencePredictor, SlicePresence
 
 Made = TypeVar("Made")
 Bundle = str | Path | BundleInfo
@@ -52,7 +52,7 @@ class Predictors:
     Args:
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         root: folder of the bundles that names are looked up in; None takes the shipped ones.
-        runtime: what runs the networks: "torch", "onnx", "openvino" or "auto" (`ctseg.runtimes`).
+        runtime: what runs the networks: "torch", "onnx", "openvino" or "auto" (`ctseg.export.runtimes`).
         in_use: gives the version to take of a bundle that is asked for by name, as another one's input or gate too.
             Then one network is kept for each name, that of the version asked for last; None keeps one for each folder.
     """
@@ -128,7 +128,7 @@ class Predictors:
                 f"bundle {info.name} says nothing about slices, but a classifier is needed here; name one that "
                 "classifies (ctseg tasks lists them)"
             )
-        from ctseg.presence import PresencePredictor
+        from ctseg.presence.slices import PresencePredictor
 
         key, state = self._key(info)
         return self._classifiers.get(key, lambda: PresencePredictor(info, self.device, runtime=self.runtime), state)
@@ -206,7 +206,7 @@ class Study:
 
         Args:
             bundle_name: as for `prediction`.
-            every_mm: as for `ctseg.presence.PresencePredictor.predict`.
+            every_mm: as for `ctseg.presence.slices.PresencePredictor.predict`.
 
         Raises:
             CtsegError: for input or a bundle that cannot be used.

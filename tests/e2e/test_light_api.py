@@ -28,7 +28,7 @@ from ctseg import inferers
 from ctseg.cli import main
 from ctseg.errors import ConfigError
 from ctseg.prediction import Predictor
-from ctseg.presence import PresencePredictor
+from ctseg.presence.slices import PresencePredictor
 from ctseg.registry import BundleInfo
 
 for _package in ("onnx", "onnxscript", "onnxruntime", "fastapi", "uvicorn", "python_multipart"):

@@ -16,7 +16,7 @@ import pytest
 from helpers_phantoms import write_dicom, write_nifti
 from helpers_seg import EVEN, LABELS, ODD, errors_of, make_case, save, written_by_dcmqi
 
-from ctseg.dicomseg import Algorithm, read_seg, write_seg
+from ctseg.dicom.seg import Algorithm, read_seg, write_seg
 from ctseg.reading import read_volume
 from ctseg.registry import app_root
 from ctseg.volume import Volume

@@ -23,7 +23,7 @@ import requests
 from helpers_seg import make_case
 from helpers_server import free_port, server_environment, write_phantom_ct
 
-from ctseg.dicomseg import read_seg
+from ctseg.dicom.seg import read_seg
 
 pytest.importorskip("monailabel", reason="the server's extra is not installed")
 from helpers_orthanc import need_orthanc

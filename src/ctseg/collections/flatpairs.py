@@ -12,7 +12,7 @@ from ctseg.collections.classtables import read_class_table
 from ctseg.collections.folders import side_folders, side_of_folder
 from ctseg.collections.listing import Candidate, Collection, Layout, Refusal, counted
 from ctseg.errors import InputError
-from ctseg.flatreading import flat_name, is_flat_path
+from ctseg.flat.reading import flat_name, is_flat_path
 
 SUFFIX = "_mask"
 _IMAGES = re.compile(r"^(images?|jpegimages|imgs?|pictures|photos|frames|slices|data)", re.IGNORECASE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.cases import SLICE_ENDINGS, VOLUME_ENDINGS, case_name
-from ctseg.flatshapes import Outlines
+from ctseg.flat.shapes import Outlines
 
 ENDINGS = VOLUME_ENDINGS + SLICE_ENDINGS
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ctseg.collections.listing import Candidate, Collection, Layout, Refusal, counted
 from ctseg.errors import CtsegError, InputError
-from ctseg.flatreading import flat_name, is_flat_path
-from ctseg.flatshapes import Outlines, Shape, runs_of_text
+from ctseg.flat.reading import flat_name, is_flat_path
+from ctseg.flat.shapes import Outlines, Shape, runs_of_text
 
 _NAMES = ("data.yaml", "data.yml", "classes.txt", "obj.names")
 

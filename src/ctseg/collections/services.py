@@ -17,7 +17,7 @@ from typing import Any
 from ctseg.collections.folders import side_of_path
 from ctseg.collections.listing import Candidate, Collection, Refusal, counted
 from ctseg.errors import InputError
-from ctseg.flatreading import flat_name, is_flat_path
+from ctseg.flat.reading import flat_name, is_flat_path
 
 _RENAMED = re.compile(r"^(.+)_(?:png|jpe?g|bmp|tiff?)\.rf\.(\w+)$", re.IGNORECASE)
 _MANIFEST = "export.json"  # of `ctseg export-images`

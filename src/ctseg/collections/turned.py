@@ -1,7 +1,7 @@
 """Cases in one folder, each with the transform by which its head was turned before its mask was drawn.
 
 `7.nii.gz`, `7.txt` (or .tfm, .mat, .h5: ITK's own transform files) and `7-seg.nii.gz` (or .nii) are one case of one
-patient. The mask lies in the turned space; what is done about that is `ctseg.preparing`'s.
+patient. The mask lies in the turned space; what is done about that is `ctseg.prepare.preparing`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ctseg.cases import case_name
 from ctseg.collections.listing import Candidate, Collection, Refusal, counted
-from ctseg.itktransforms import READ
+from ctseg.turning.itktransforms import READ
 
 TRANSFORM = "itk_transform"  # the key of its path in a datalist's item
 _MASK = re.compile(r"-seg\.nii(\.gz)?$", re.IGNORECASE)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ctseg.cleanrules import Rules, fill_holes, large_pieces, rules_of
 from ctseg.errors import ConfigError
-from ctseg.grids import resample_labels
+from ctseg.grids.labels import resample_labels
 
 Affine = NDArray[np.float64]
 LabelMap = NDArray[np.uint8]
@@ -144,7 +144,7 @@ def _clean_up(found: Labelled, codes: Mapping[str, int], rules: Mapping[str, Any
 
 
 def _filled(mask: NDArray[np.bool_], affine: Affine, rules: Rules) -> NDArray[np.bool_]:
-    from ctseg.pairing import axial_axis
+    from ctseg.evaluation.pairing import axial_axis
 
     if rules.fill_holes == "none":
         return mask

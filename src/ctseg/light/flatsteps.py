@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import ConfigError, InputError
-from ctseg.flatitems import FlatVolume
-from ctseg.flatreading import GREY, RGB, FlatImage
+from ctseg.flat.items import FlatVolume
+from ctseg.flat.reading import GREY, RGB, FlatImage
 from ctseg.heat import heat
 from ctseg.volume import Volume
 
@@ -48,7 +48,7 @@ def crop_sector(
     blank: bool = True,
 ) -> Pair:
     """Cut an ultrasound picture to its sector, and make the rest black (`CropSectord`)."""
-    from ctseg.sectors import find_sector
+    from ctseg.flat.sectors import find_sector
 
     brightest = array.max(axis=0)
     frames = int(np.argmin(brightest.shape))
@@ -121,7 +121,7 @@ def _cubic(distance: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64
 
 def diffuse(array: NDArray[np.float32], affine: Affine, time: float) -> Pair:
     """Smooth each slice of each channel by isotropic diffusion (`Diffused`), for a time in square pixels."""
-    from ctseg.pairing import axial_axis
+    from ctseg.evaluation.pairing import axial_axis
 
     moved = np.moveaxis(array, 1 + axial_axis(affine), 1)
     smooth = np.stack([heat(one, time) for one in moved.reshape(-1, *moved.shape[-2:])]).reshape(moved.shape)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import BundleError, ConfigError
-from ctseg.gate import Gate
-from ctseg.grids import resample_labels
+from ctseg.grids.labels import resample_labels
 from ctseg.items import volume_of
 from ctseg.light.described import Exported
 from ctseg.light.finishing import Labelled, finished
@@ -22,6 +21,7 @@ from ctseg.light.preparing import Placed, loaded, prepare, prepared
 from ctseg.organchoice import OrganChoice
 from ctseg.organmerging import predict_organs
 from ctseg.prediction import Prediction, SlicesRun
+from ctseg.presence.gate import Gate
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo
 from ctseg.volume import Volume
@@ -101,7 +101,7 @@ class LightPredictor:
         """Return probabilities (S, L) and places (S,), run on slices about so far apart and interpolated between."""
         if every_mm is None:
             return self.presence(volume)[1:3]
-        from ctseg.presence import every_nth_slice
+        from ctseg.presence.slices import every_nth_slice
 
         thin, step = every_nth_slice(volume, float(every_mm))
         _, probability, places, axis = self.presence(thin)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctseg.dicom.tilt import straightened
 from ctseg.errors import ConfigError, InputError
 from ctseg.light import flatsteps
-from ctseg.tilt import straightened
 from ctseg.volume import Volume
 
 Affine = NDArray[np.float64]
@@ -124,7 +124,7 @@ def _to_grid(
     crop_air: Mapping[str, float] | None = None,
 ) -> Placed:
     """Turn to a plane's axes, cut the air away where asked for, resample over the same field of view (`ToGridd`)."""
-    from ctseg.spacing import body_box, new_shape, oriented, regridded
+    from ctseg.grids.spacing import body_box, new_shape, oriented, regridded
 
     array, affine = oriented(image.array[0], image.affine, plane=plane)
     shape = new_shape(array.shape, affine, mm, thick_slices, thickest)

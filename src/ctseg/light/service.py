@@ -20,16 +20,16 @@ from starlette.datastructures import FormData
 
 from ctseg import __version__, labelcodes
 from ctseg.errors import BundleError, ConfigError, CtsegError, DeviceError
-from ctseg.flatreading import DICOM, PICTURES
-from ctseg.flatwriting import write_flat_mask
+from ctseg.flat.reading import DICOM, PICTURES
+from ctseg.flat.writing import write_flat_mask
 from ctseg.light.models import Models
 from ctseg.light.page import page
 from ctseg.light.predicting import predictor_of, segment
 from ctseg.light.requests import VOLUMES, Guard, json_list, refusal_of, refused, stored_file, text_of
 from ctseg.organchoice import OrganChoice, choose_organs
+from ctseg.outputs.writing import write_mask
 from ctseg.prediction import Prediction
 from ctseg.registry import BundleInfo
-from ctseg.writing import write_mask
 
 LARGEST_MIB = 1024
 MASK, PICTURE = "segmentation.nii.gz", "segmentation.png"
@@ -185,8 +185,8 @@ class _Service:
         return _file(found, labels, flat, self._folder)
 
     def _table(self, path: Path, name: str) -> dict[str, Any]:
-        from ctseg.presence import SliceTable
-        from ctseg.presence_table import table_json
+        from ctseg.presence.slices import SliceTable
+        from ctseg.presence.table import table_json
 
         with self._one:
             predictor = self._models.get(name)

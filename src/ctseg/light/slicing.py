@@ -75,7 +75,7 @@ def slices(
         batch: slices in one run.
         probe: distance of the probes in slices.
         margin: slices that are run beyond the empty probes.
-        region: `share`, `margin_px` and `divisor` of `ctseg.regions.Region`.
+        region: `share`, `margin_px` and `divisor` of `ctseg.heads.regions.Region`.
 
     Returns:
         Logits (K, I, J, S), certain background where nothing was run; and how many slices were run.

@@ -12,9 +12,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from ctseg.boxes import box_of, grown_box
 from ctseg.cleanrules import Rules, fill_holes, rules_of
 from ctseg.errors import ConfigError
+from ctseg.grids.boxes import box_of, grown_box
 from ctseg.sentences import said_plainly
 from ctseg.transforms.cores import KeepLargestCored
 from ctseg.transforms.pieces import RemoveSmallPiecesd, require_place
@@ -88,7 +88,7 @@ class CleanUpd(MapTransform):
 
 def _ruled(organ: torch.Tensor, labels: MetaTensor, rules: Rules) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what is kept of an organ (1, I, J, K), and that with its holes filled and its small pieces gone."""
-    from ctseg.pairing import axial_axis
+    from ctseg.evaluation.pairing import axial_axis
 
     if rules.keep != "all":
         radius = rules.radius_mm if rules.keep == "core" else 0.0

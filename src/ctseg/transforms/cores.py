@@ -11,8 +11,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from ctseg.boxes import box_of, grown_box
 from ctseg.errors import ConfigError
+from ctseg.grids.boxes import box_of, grown_box
 from ctseg.transforms.pieces import require_place
 
 _STEP_MM = 3.0  # one step of growing back

@@ -119,7 +119,7 @@ class Diffused(MapTransform):
 
 def _slice_axis(image: Any) -> int:
     """The array's axis along which its axial slices lie; the last where the image has no place."""
-    from ctseg.pairing import axial_axis
+    from ctseg.evaluation.pairing import axial_axis
 
     if not isinstance(image, MetaTensor):
         return 3

@@ -19,9 +19,9 @@ from monai.utils import ensure_tuple_rep
 from torch.nn.functional import interpolate
 
 from ctseg.errors import ConfigError
-from ctseg.flatimages import GREY, RGB, FlatImage
-from ctseg.flatitems import FLAT, FlatVolume
-from ctseg.flatreading import flat_name
+from ctseg.flat.images import GREY, RGB, FlatImage
+from ctseg.flat.items import FLAT, FlatVolume
+from ctseg.flat.reading import flat_name
 from ctseg.items import volume_of
 from ctseg.sentences import said_plainly
 from ctseg.transforms.loading import to_tensor, to_volume
@@ -43,7 +43,7 @@ class LoadFlatd(MapTransform):
 
     Raises:
         ConfigError: for other colours, or a window that is none.
-        InputError: as `ctseg.flatreading.read_flat`.
+        InputError: as `ctseg.flat.reading.read_flat`.
     """
 
     @said_plainly
@@ -166,7 +166,7 @@ class SaveFlatMaskd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every key; the item passes unchanged, with the file's path in its meta as `saved_to`."""
-        from ctseg.flatwriting import write_flat_mask
+        from ctseg.flat.writing import write_flat_mask
 
         item = dict(data)
         for key in self.key_iterator(item):

@@ -14,11 +14,11 @@ from monai.transforms import MapTransform
 
 from ctseg.checks import AIR_HU
 from ctseg.errors import ConfigError, InputError
-from ctseg.head import WINDOW, box_of, find_brain, window_to_background
-from ctseg.mirror import find_mirror_plane
+from ctseg.heads.brain import WINDOW, box_of, find_brain, window_to_background
+from ctseg.heads.mirror import find_mirror_plane
 from ctseg.sentences import said_plainly
 from ctseg.transforms.turning import at_place, place_of, turned_image
-from ctseg.turning import check_modes, turn_labels
+from ctseg.turning.resampling import check_modes, turn_labels
 
 STRAIGHTENED = ("turn_degrees", "tilt_degrees", "mirror_score")
 MIDPLANE = "midplane"  # meta of the image: (4,), unit normal towards the patient's right and n.p of its points, RAS mm
@@ -98,7 +98,7 @@ class StraightenHeadd(MapTransform):
 
 
 class CropBraind(MapTransform):
-    """Crop to the brain, found without weights (`ctseg.head.find_brain`), and keep the place.
+    """Crop to the brain, found without weights (`ctseg.heads.brain.find_brain`), and keep the place.
 
     Args:
         keys: channel-first tensors on one grid: the image in HU, and whatever is cropped along.

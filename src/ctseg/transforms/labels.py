@@ -12,9 +12,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from ctseg.boxes import box_of, grown_box
 from ctseg.datalist import NOT_ANNOTATED
 from ctseg.errors import ConfigError
+from ctseg.grids.boxes import box_of, grown_box
 from ctseg.items import check_same_grid, volume_of
 from ctseg.partial import ANNOTATED, annotated_flags
 from ctseg.sentences import said_plainly

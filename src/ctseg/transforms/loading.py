@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from ctseg.cases import case_name
+from ctseg.dicom.tilt import straightened
 from ctseg.items import volume_of
-from ctseg.tilt import straightened
 from ctseg.volume import Volume
 
 
@@ -25,7 +25,7 @@ class LoadVolumed(MapTransform):
     already. A slice needs `slice_spacing` in the item, an .npy its `slice_orientation` too (`ctseg.items.volume_of`).
 
     The result is float32 or int16 of shape (1, I, J, K). A series of a tilted gantry is put on a straight grid first
-    (`ctseg.tilt`). Its meta keeps what the way back needs, in types that survive
+    (`ctseg.dicom.tilt`). Its meta keeps what the way back needs, in types that survive
     collation: `original_affine` (cleaned) and `spatial_shape` of the source grid, `source_affine` (exact), `header`
     (the bytes of a NIfTI header, else empty), `format` and `filename_or_obj`.
 

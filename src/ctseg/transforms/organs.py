@@ -16,8 +16,8 @@ from monai.transforms import MapTransform
 from ctseg.dependencies import GATE, INPUT_ORGAN, Dependency, needed
 from ctseg.errors import BundleError, ConfigError, GeometryError
 from ctseg.files import file_sha256
-from ctseg.gate import Gate
-from ctseg.grids import resample_labels
+from ctseg.grids.labels import resample_labels
+from ctseg.presence.gate import Gate
 from ctseg.slicepositions import slice_positions
 
 WAITED = "waited_for"  # meta of the image: bundle -> seconds that the pipeline waited for its result
@@ -153,7 +153,7 @@ class GateSlicesd(MapTransform):
         gate: name of the classifier; None leaves every slice open.
         labels: the organs; a slice is opened when any of them is on it.
         bundle_root: as for `AddOrgansd`.
-        margin_mm: see `ctseg.gate.Gate`, as the next two.
+        margin_mm: see `ctseg.presence.gate.Gate`, as the next two.
         gap_mm: see there.
         min_slices: see there.
         every_mm: distance of the slices that are classified, in mm; None classifies each of the CT's own.

@@ -170,9 +170,9 @@ class SavePresenced(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every key; the item passes unchanged."""
         from ctseg.files import write_beside
-        from ctseg.presence import SliceTable, checked_threshold
-        from ctseg.presence_output import TABLE
-        from ctseg.presence_table import table_csv
+        from ctseg.presence.output import TABLE
+        from ctseg.presence.slices import SliceTable, checked_threshold
+        from ctseg.presence.table import table_csv
         from ctseg.transforms.loading import to_volume
 
         item = dict(data)

@@ -79,10 +79,10 @@ def _restored(labels: MetaTensor, source: Volume, certainty: torch.Tensor | None
     """Return the labels on the source's grid (I, J, K), uint8, on the device where they were resampled."""
     plain, place = labels.as_tensor()[0], np.asarray(labels.affine, dtype=np.float64)
     if devices.works_there(plain.device):
-        from ctseg.devicegrids import resample_labels_there
+        from ctseg.grids.device import resample_labels_there
 
         return resample_labels_there(plain, place, source.affine, source.shape, certainty)
-    from ctseg.gridslabs import resample_labels_lean
+    from ctseg.grids.slabs import resample_labels_lean
 
     sure = None if certainty is None else np.asarray(certainty)
     return torch.from_numpy(resample_labels_lean(plain.numpy(), place, source.affine, source.shape, sure))
@@ -102,7 +102,7 @@ class SaveMaskd(MapTransform):
         output_dir: folder of the results.
 
     Raises:
-        GeometryError, OutputError: as `ctseg.writing.write_mask`.
+        GeometryError, OutputError: as `ctseg.outputs.writing.write_mask`.
     """
 
     def __init__(self, keys: KeysCollection, output_dir: str | Path, allow_missing_keys: bool = False) -> None:
@@ -111,7 +111,7 @@ class SaveMaskd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every key; the item passes unchanged, with the file's path in its meta as `saved_to`."""
-        from ctseg.writing import write_mask
+        from ctseg.outputs.writing import write_mask
 
         item = dict(data)
         for key in self.key_iterator(item):

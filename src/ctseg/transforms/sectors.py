@@ -14,7 +14,7 @@ from monai.transforms import CropForegroundd
 from monai.utils import ensure_tuple
 
 from ctseg.errors import ConfigError, InputError
-from ctseg.sectors import find_sector
+from ctseg.flat.sectors import find_sector
 from ctseg.sentences import said_plainly
 
 _LOG = logging.getLogger(__name__)
@@ -23,9 +23,9 @@ _LOG = logging.getLogger(__name__)
 class CropSectord(CropForegroundd):
     """Crop pictures and their masks to the ultrasound sector found in one of them; the crop can be inverted.
 
-    It is MONAI's `CropForegroundd` with `ctseg.sectors.find_sector` as the foreground. A volume's sector is found once,
-    in the brightest value along its shortest axis: the frames of a video share it. Where no sector is found, nothing is
-    cropped, and the log says so.
+    It is MONAI's `CropForegroundd` with `ctseg.flat.sectors.find_sector` as the foreground. A volume's sector is found
+    once, in the brightest value along its shortest axis: the frames of a video share it. Where no sector is found,
+    nothing is cropped, and the log says so.
 
     For a crop by fixed numbers take MONAI's `SpatialCropd`.
 

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from ctseg.errors import ConfigError
-from ctseg.spacing import PLANES, Box, body_box, new_shape, oriented, regridded, to_old, turn_of, whole
+from ctseg.grids.spacing import PLANES, Box, body_box, new_shape, oriented, regridded, to_old, turn_of, whole
 
 _MODES = ("bilinear", "nearest")
 
@@ -22,18 +22,18 @@ class ToGridd(MapTransform):
     """Turn volumes along the body's axes (LPS), cut the air around the body away and resample to a spacing.
 
     In place of MONAI's `Orientationd` and `Spacingd`: several times faster, as nothing is turned but a view and each
-    axis is interpolated by itself, and the field of view stays the same (`ctseg.spacing`). Where the item has a study
-    and `shared` is set, the result is kept there, so that several bundles of one spacing prepare an image once.
+    axis is interpolated by itself, and the field of view stays the same (`ctseg.grids.spacing`). Where the item has a
+    study and `shared` is set, the result is kept there, so that several bundles of one spacing prepare an image once.
 
     Args:
         keys: arrays (1, I, J, K) with a place (`MetaTensor`), on one grid.
         spacing: mm along the axes of the plane, the last across its slices: left, back and head for axial ones.
         thick_slices: from this distance in mm on slices are taken as they are; None resamples them too.
         thickest: up to this distance in mm they are; None sets no end.
-        plane: "axial", "coronal" or "sagittal" (`ctseg.spacing.PLANES`): the axis across it comes last.
+        plane: "axial", "coronal" or "sagittal" (`ctseg.grids.spacing.PLANES`): the axis across it comes last.
         mode: "bilinear" for images, "nearest" for labels; one for all keys or one a key.
         modality: of the images; only of a CT air is cut away.
-        crop_air: `above_hu` and `margin_mm` of `ctseg.spacing.body_box`, which is then found in the first key; None
+        crop_air: `above_hu` and `margin_mm` of `ctseg.grids.spacing.body_box`, then found in the first key; None
             keeps the whole field of view.
         shared: the first key is the study's own image, unchanged, so its result may be shared.
 
@@ -118,7 +118,7 @@ class ToGridd(MapTransform):
     def _regridded_there(
         self, image: torch.Tensor, affine: np.ndarray, mode: Any, box: Box | None
     ) -> tuple[torch.Tensor, np.ndarray]:
-        from ctseg.devicegrids import regridded_there
+        from ctseg.grids.device import regridded_there
 
         axes, flipped, place = turn_of(image.shape, np.asarray(affine, dtype=np.float64), plane=self.plane)
         view = image.permute(axes)

@@ -14,9 +14,9 @@ from monai.transforms import MapTransform
 
 from ctseg.checks import AIR_HU
 from ctseg.errors import GeometryError
-from ctseg.itktransforms import PointTransform, read_transform
 from ctseg.sentences import said_plainly
-from ctseg.turning import check_modes, resample_image, turn_labels
+from ctseg.turning.itktransforms import PointTransform, read_transform
+from ctseg.turning.resampling import check_modes, resample_image, turn_labels
 
 TRANSFORM_KEY = "itk_transform"
 
@@ -39,14 +39,14 @@ class ApplyItkTransformd(MapTransform):
             in the turned space); "mask" turns the mask onto the image's grid.
         image_key: the one of `keys` that is the image; all others are label maps.
         image_mode: "bspline" or "linear".
-        label_mode: "nearest", "gaussian" or "linear" (`ctseg.turning`).
+        label_mode: "nearest", "gaussian" or "linear" (`ctseg.turning.resampling`).
         outside: value of the image where there was no voxel; air by default, so that it ends as background.
         inverse: the files hold the opposite, from the scanner's to the turned space.
         allow_missing_keys: pass an item that lacks a key.
 
     Raises:
         ConfigError: an unknown direction or mode.
-        InputError: the transform cannot be used (`ctseg.itktransforms.read_transform`).
+        InputError: the transform cannot be used (`ctseg.turning.itktransforms.read_transform`).
         GeometryError: a tensor has lost its place.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.errors import InputError
-from ctseg.flatimages import HU, RGB, FlatImage
+from ctseg.flat.images import HU, RGB, FlatImage
 from ctseg.organchoice import segmented_organs
 from ctseg.registry import BundleInfo, bundles_root, find_bundles
 from ctseg.window.case import Case

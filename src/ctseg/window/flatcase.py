@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.errors import GeometryError
-from ctseg.flatimages import GREY, HU, RGB, FlatImage
-from ctseg.flatoutputs import measure_flat
+from ctseg.flat.images import GREY, HU, RGB, FlatImage
+from ctseg.flat.outputs import measure_flat
 from ctseg.window.shown import WINDOWS, Column, Shown, longest_line, resized, sentences, windowed
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class FlatCase(Shown):
 
     @cached_property
     def measures(self) -> list[dict[str, Any]]:
-        """What `ctseg.flatoutputs.measure_flat` says of each structure, with its `diameter` in mm, else in pixels."""
+        """What `ctseg.flat.outputs.measure_flat` says of each structure, with its `diameter` in mm, else in pixels."""
         if self.prediction is None:
             return []
         labels = self.prediction.label_map[:, :, 0]

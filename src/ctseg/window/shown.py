@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctseg.preview import organ_colors
+from ctseg.outputs.preview import organ_colors
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import InputError
-from ctseg.flatimages import HU
-from ctseg.flatreading import FILMS, count_frames, is_flat_path, read_flat
-from ctseg.meshes import FACES
-from ctseg.outputs import REPORT, write_outputs
+from ctseg.flat.images import HU
+from ctseg.flat.reading import FILMS, count_frames, is_flat_path, read_flat
+from ctseg.outputs.folder import REPORT, write_outputs
+from ctseg.outputs.meshes import FACES
 from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo
 from ctseg.study import Predictors
@@ -55,7 +55,7 @@ def read_case(path: Path, root: Path | None = None) -> Case | FlatCase:
         root: folder of the bundles; None takes the shipped ones.
 
     Raises:
-        InputError, GeometryError: see `ctseg.reading.read_volume` and `ctseg.flatreading.read_flat`.
+        InputError, GeometryError: see `ctseg.reading.read_volume` and `ctseg.flat.reading.read_flat`.
     """
     if path.is_file() and not is_flat_path(path) and not path.name.lower().endswith(_VOLUME_ENDINGS):
         raise InputError(
@@ -118,8 +118,8 @@ def find_organs(
 
 
 def _find_on_flat(case: FlatCase, bundle: str, predictors: Predictors, out: Path, tell: Progress) -> Results:
-    from ctseg.flatitems import flat_volume
-    from ctseg.flatoutputs import with_load, write_flat
+    from ctseg.flat.items import flat_volume
+    from ctseg.flat.outputs import with_load, write_flat
 
     info = predictors.bundle(bundle)
     check_fits(case.image, info)
@@ -136,8 +136,8 @@ def _find_on_flat(case: FlatCase, bundle: str, predictors: Predictors, out: Path
 
 def _answered(case: FlatCase, info: BundleInfo, predictors: Predictors, out: Path, tell: Progress) -> Results:
     """What a classifier says of the image, and its report."""
-    from ctseg.flatitems import flat_volume
-    from ctseg.report import build_presence_report, write_report
+    from ctseg.flat.items import flat_volume
+    from ctseg.outputs.report import build_presence_report, write_report
 
     found = predictors.classifier(info).predict(flat_volume(case.image), tell)
     tell("write")

@@ -1,0 +1,1 @@
+"""Active learning: what to annotate next, and the networks trained on what was."""

@@ -1,0 +1,1 @@
+"""A folder of studies, segmented by workers, gone on with where it was left."""

@@ -1,0 +1,1 @@
+"""DICOM: series in, SEG in and out."""

@@ -1,0 +1,1 @@
+"""`ctseg doctor`: what of this machine works."""

@@ -1,0 +1,1 @@
+"""How good masks are: scores, their summary over cases and patients, and the report."""

@@ -1,0 +1,1 @@
+"""Flat images: photographs, ultrasound, single slices."""

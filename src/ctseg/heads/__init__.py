@@ -1,0 +1,1 @@
+"""Heads: the brain, the mirror plane, the ASPECTS regions, and generated heads to train on."""

@@ -1,0 +1,1 @@
+"""Several opinions on one volume, one for each plane, joined."""

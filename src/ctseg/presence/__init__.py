@@ -1,0 +1,1 @@
+"""On which slices an organ is."""

@@ -1,0 +1,1 @@
+"""`ctseg serve`: the server, a private PACS, and who may use them."""

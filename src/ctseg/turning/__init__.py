@@ -1,0 +1,1 @@
+"""Images turned by a rigid or affine transform, and back."""
