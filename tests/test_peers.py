@@ -135,6 +135,8 @@ def test_operations_by_hand_and_a_rate() -> None:
 def test_the_gpu_s_benchmark_refuses_without_one_and_runs_tiny(
     organ_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    from ctseg.gpubenchmarks import samples_per_second
+
     script = _script("benchmark_gpu")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["benchmark_gpu"])
@@ -145,4 +147,4 @@ def test_the_gpu_s_benchmark_refuses_without_one_and_runs_tiny(
     rows = [row for part in (script.segmentation, script.steps_on_device) for row in part(arguments, made, tmp_path, 1)]
     assert len(rows) == 9 and all(row.count("|") == 6 for row in rows)
     network, image = torch.nn.Conv2d(1, 1, 3, padding=1), torch.rand(2, 1, 8, 8)
-    assert script.samples_per_second(network, iter(lambda: image, None), "cpu", 2, 2) > 0
+    assert samples_per_second(network, iter(lambda: image, None), "cpu", 2, 2) > 0
