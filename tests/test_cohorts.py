@@ -230,7 +230,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     program = (
         # A shell lets its background jobs ignore Ctrl-C, and their children with them.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "import sys; from ctseg import cohortpool; cohortpool._WORKER = 'helpers_cohort'; from ctseg.cli import main; "
+        "import sys; from ctseg.cohort import pool; pool._WORKER = 'helpers_cohort'; from ctseg.cli import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, "segment", str(tmp_path / "in"), "-o", str(tmp_path / "out")]

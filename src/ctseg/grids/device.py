@@ -1,7 +1,8 @@
 """Images and label maps from grid to grid on the device where they lie, with torch.
 
 What `ctseg.grids.spacing` and `ctseg.grids.labels` do: the same operations in the same order as there, so that values
-differ at most by how a device rounds. Axes are only exchanged and flipped here; grids that are tilted against each other are the CPU's (SciPy's resampler).
+differ at most by how a device rounds. Axes are only exchanged and flipped here; grids that are
+tilted against each other are the CPU's (SciPy's resampler).
 """
 
 from __future__ import annotations
