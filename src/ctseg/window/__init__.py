@@ -1,1 +1,1 @@
-"""`ctseg app`: a page on this computer on which a doctor segments a CT without a terminal."""
+"""`ctseg app`: a page on this computer for who would see an organ or a lesion without a terminal."""
