@@ -8,14 +8,13 @@ import io
 import json
 import sys
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg.registry import BundleInfo, get_bundle
 
 if TYPE_CHECKING:
-    from ctseg.prepare.histograms import CaseCounts, Deviation, Loss
+    from ctseg.prepare.histograms import CaseCounts, Deviation, Found, Loss
 
 BINS, CASES, WINDOW, PICTURE = "histograms.csv", "cases.csv", "window.csv", "histograms.png"
 _BIN_HU = 10
@@ -31,27 +30,6 @@ or more (docs/heads.md). The window holds the 0.5th to the 99.5th percentile of 
 examples:
   ctseg histograms DATA --task liver_ct_segmentation -o histograms
   ctseg histograms DATA --task liver_ct_segmentation -o histograms --percentiles 1 99"""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is said of a data folder.
-
-    Attributes:
-        cases: their counts.
-        image: how far each is, by the image without air.
-        labels: how far each is, by what is labelled.
-        window: proposed, in HU; None where nothing is labelled.
-        own: the task's; None where it has none.
-        losses: window's name ("proposed", "task") -> what it leaves out.
-    """
-
-    cases: Sequence[CaseCounts]
-    image: Sequence[Deviation]
-    labels: Sequence[Deviation]
-    window: tuple[float, float] | None
-    own: tuple[float, float] | None
-    losses: Mapping[str, Sequence[Loss]]
 
 
 def add_command(commands: Any) -> None:
@@ -79,6 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from ctseg.files import write_beside
     from ctseg.outputs.folder import check_folder
     from ctseg.prepare.histogramplot import histogram_plot
+    from ctseg.prepare.histograms import judge
 
     info = get_bundle(arguments.task)
     check_folder(arguments.out, arguments.data, ())
@@ -121,22 +100,6 @@ def task_window(info: BundleInfo) -> tuple[float, float] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return low, high
-
-
-def judge(cases: Sequence[CaseCounts], own: tuple[float, float] | None, percentiles: Sequence[float]) -> Found:
-    """Return what is to be said of counted cases; `own` is the task's window."""
-    from ctseg.prepare.histograms import deviations, losses, propose_window
-
-    window = propose_window(cases, percentiles)
-    windows = {"proposed": window, "task": own}
-    return Found(
-        cases,
-        deviations({case.case: case.image for case in cases}),
-        deviations({case.case: case.labelled for case in cases}),
-        window,
-        own,
-        {name: losses(cases, bounds) for name, bounds in windows.items() if bounds is not None},
-    )
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:

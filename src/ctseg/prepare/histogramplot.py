@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctseg.evaluation.plots import BLUE, GREY, INK, ORANGE, png
-from ctseg.prepare.histograms import LOWEST, CaseCounts, Deviation, quantiles
+from ctseg.prepare.histograms import LOWEST, CaseCounts, Deviation, Found, quantiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ctseg.commands.histograms import Found
 
 _BIN_HU = 5
 _MOST_NAMES = 8

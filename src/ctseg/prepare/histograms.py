@@ -228,3 +228,38 @@ def _loss(what: str, histograms: Mapping[str, Counts], window: Sequence[float]) 
     worst = max(rows, key=lambda row: row[1] + row[2])
     below, above = (float(np.mean(shares)) for shares in ([row[1] for row in rows], [row[2] for row in rows]))
     return Loss(what, below, above, worst[1] + worst[2], worst[0], len(rows))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is said of a data folder.
+
+    Attributes:
+        cases: their counts.
+        image: how far each is, by the image without air.
+        labels: how far each is, by what is labelled.
+        window: proposed, in HU; None where nothing is labelled.
+        own: the task's; None where it has none.
+        losses: window's name ("proposed", "task") -> what it leaves out.
+    """
+
+    cases: Sequence[CaseCounts]
+    image: Sequence[Deviation]
+    labels: Sequence[Deviation]
+    window: tuple[float, float] | None
+    own: tuple[float, float] | None
+    losses: Mapping[str, Sequence[Loss]]
+
+
+def judge(cases: Sequence[CaseCounts], own: tuple[float, float] | None, percentiles: Sequence[float]) -> Found:
+    """Return what is to be said of counted cases; `own` is the task's window."""
+    window = propose_window(cases, percentiles)
+    windows = {"proposed": window, "task": own}
+    return Found(
+        cases,
+        deviations({case.case: case.image for case in cases}),
+        deviations({case.case: case.labelled for case in cases}),
+        window,
+        own,
+        {name: losses(cases, bounds) for name, bounds in windows.items() if bounds is not None},
+    )
