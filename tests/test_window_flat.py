@@ -16,9 +16,10 @@ from PIL import Image
 
 from ctseg.errors import GeometryError, InputError
 from ctseg.flat.images import GREY, HU, RGB, FlatImage
+from ctseg.registry import find_bundles
 from ctseg.study import Predictors
 from ctseg.window.case import Case
-from ctseg.window.choices import check_fits, choices_for, coloured_share
+from ctseg.window.choices import check_fits, choices_for, coloured_share, organs_of
 from ctseg.window.flatcase import Answer, FlatCase
 from ctseg.window.overlays import letters_svg, line_svg
 from ctseg.window.work import find, read_case
@@ -183,6 +184,10 @@ def test_what_can_be_looked_for(own: Path, tmp_path: Path) -> None:
     assert [one.text.startswith("Stroke") for one in choices_for(hu, own).options if one.proposed] == [True]
     volume: Any = object.__new__(Case)
     assert {one.name for one in choices_for(volume).options} >= {"liver", "bone"}
+    many = next(one for one in choices_for(volume).options if "structures)" in one.text)
+    assert not many.proposed and f"{many.text}: " in choices_for(volume).word  # with its caution
+    expected = list(find_bundles()[many.name].labels)
+    assert organs_of(["liver", many.name, "unknown"]) == ["liver", *expected, "unknown"]
     none = choices_for(volume, own)
     assert none.options == () and "No bundle in" in none.word
     assert "is found on flat images: skin lesion and stroke." in none.word

@@ -117,7 +117,8 @@ def test_info(server: Server) -> None:
     model = info["models"][server.bundle.name]
     assert (model["labels"], model["version"]) == (server.bundle.labels, server.bundle.version)
     assert (model["type"], model["trained"]) == ("segmentation", True)
-    assert model["description"] == server.bundle.description
+    assert model["description"].startswith(server.bundle.description)
+    assert server.bundle.caution in model["description"]
     assert info["models"][UNTRAINED]["trained"] is False
     assert "untrained" in info["models"][UNTRAINED]["description"]
     assert info["datastore"]["total"] >= 2

@@ -21,12 +21,16 @@ _PICTURES = {"CT": "CT slice", "MR": "MR slice", "US": "ultrasound", "XC": "phot
 _GREY = ("CT", "MR")  # are shown without colours, but for letters and arrows
 _COLOURED = 0.05  # share of pixels from which on a picture counts as coloured
 _ENOUGH = 250_000  # pixels to look at, evenly spread
+_MANY = 4  # structures of a bundle that are listed one by one
 _CHROMA = 0.1  # of white, between the strongest and the weakest of red, green and blue
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that can be looked for: the name that `find` takes, what is shown, and whether it is proposed."""
+    """One thing that can be looked for: the name that `find` takes, what is shown, and whether it is proposed.
+
+    The structures of a bundle of more than `_MANY` are one thing together, under the bundle's name.
+    """
 
     name: str
     text: str
@@ -58,6 +62,17 @@ def organs_ready(root: Path | None = None) -> dict[str, BundleInfo]:
     known = segmented_organs(find_bundles(root), MODALITY)
     ready = {name: [info for info in infos if info.ready] for name, infos in known.items()}
     return {name: min(infos, key=lambda info: len(info.labels)) for name, infos in ready.items() if infos}
+
+
+def organs_of(chosen: Iterable[str], root: Path | None = None) -> list[str]:
+    """Return the organs behind names of `Choice`s on a volume, in the same order."""
+    ready = organs_ready(root)
+    bundles = {info.name: info for info in ready.values()}
+    organs = []
+    for one in chosen:
+        several = bundles[one].labels if one not in ready and one in bundles else [one]
+        organs += [organ for organ in several if organ == one or ready.get(organ) == bundles[one]]
+    return organs
 
 
 def flat_bundles(root: Path | None = None) -> list[BundleInfo]:
@@ -103,11 +118,31 @@ def structures_of(info: BundleInfo) -> str:
 def _on_volume(root: Path | None) -> Choices:
     ready = organs_ready(root)
     if ready:
-        options = (Choice(name, name.replace("_", " "), bool(info.trained)) for name, info in ready.items())
-        return Choices(tuple(options), several=True)
+        # A dictionary, as several names of a large bundle become one choice.
+        options = {
+            _name(name, info): Choice(_name(name, info), _said(name, info), _proposed(info))
+            for name, info in ready.items()
+        }
+        cautions = {_said(name, info): info.caution for name, info in ready.items() if info.caution}
+        word = " ".join(f"{said}: {caution}." for said, caution in cautions.items())
+        return Choices(tuple(options.values()), several=True, word=word)
     flat = [info for info in flat_bundles(root) if info.ready]
     only = f" What can be looked for here is found on flat images: {_listed(flat)}." if flat else ""
     return Choices((), True, f"No bundle in {_folder(root)} finds organs in a CT volume.{only} {_other_folder()}")
+
+
+def _name(organ: str, info: BundleInfo) -> str:
+    return organ if len(info.labels) <= _MANY else info.name
+
+
+def _said(organ: str, info: BundleInfo) -> str:
+    names = [name.replace("_", " ") for name in info.labels]
+    return organ.replace("_", " ") if len(names) <= _MANY else f"{names[0]} to {names[-1]} ({len(names)} structures)"
+
+
+def _proposed(info: BundleInfo) -> bool:
+    """Whether the structures of a bundle are looked for unless somebody says no."""
+    return info.trained and not info.caution and len(info.labels) <= _MANY
 
 
 def _on_flat(image: FlatImage, root: Path | None) -> Choices:

@@ -18,7 +18,7 @@ from ctseg.reading import read_volume
 from ctseg.registry import BundleInfo
 from ctseg.study import Predictors
 from ctseg.window.case import Case
-from ctseg.window.choices import MODALITY, check_fits, flat_bundles
+from ctseg.window.choices import MODALITY, check_fits, flat_bundles, organs_of
 from ctseg.window.flatcase import Answer, FlatCase
 
 KINDS = ("nifti", "stl", "glb", "png", "json")
@@ -94,7 +94,7 @@ def find(
         raise InputError("nothing is chosen; choose what is to be looked for")
     if isinstance(case, FlatCase):
         return _find_on_flat(case, chosen[0], predictors, out, progress or (lambda stage: None))
-    return find_organs(case, chosen, predictors, out, progress)
+    return find_organs(case, organs_of(chosen, predictors.root), predictors, out, progress)
 
 
 def find_organs(
