@@ -16,6 +16,8 @@ from helpers_prediction import FakePredictor
 import ctseg
 from ctseg.cli import main
 from ctseg.errors import InputError
+from ctseg.organchoice import default_task
+from ctseg.registry import find_bundles
 
 HEAVY = ("torch", "monai", "itk", "numpy", "matplotlib", "nibabel")
 
@@ -124,6 +126,17 @@ def test_the_default_is_the_only_trained_bundle_and_else_asked_for(
     make_bundle(bundles, "b_ct_segmentation")
     capsys.readouterr()
     assert "--task: b_ct_segmentation, liver_ct_segmentation" in _refused(capsys, "segment", "ct.nii.gz", "-o", "new")
+
+
+def test_a_bundle_with_a_caution_is_not_taken_unasked(bundles: Path) -> None:
+    make_bundle(bundles, "a_ct_segmentation", caution="seen to miss organs")
+    assert main(["segment", "ct.nii.gz", "-o", "out"]) == 0
+
+
+def test_of_the_shipped_bundles_one_is_taken_when_none_is_named() -> None:
+    shipped = find_bundles()
+    default = default_task(shipped)
+    assert default is not None and shipped[default].trained and not shipped[default].caution
 
 
 @pytest.mark.usefixtures("bundles")

@@ -107,10 +107,14 @@ def select(organs: Sequence[str] | None = None, task: str | Path | None = None, 
 
 
 def default_task(bundles: Mapping[str, BundleInfo]) -> str | None:
-    """The segmentation bundle to take when none is named: the only trained one, or the only one; else None."""
+    """The segmentation bundle to take when none is named: the only trained one, or the only one; else None.
+
+    A bundle with a caution is not taken unasked where there is a trained one without.
+    """
     segmenting = [info for info in bundles.values() if info.segments and not info.flat]
-    choice = [info.name for info in segmenting if info.trained] or [info.name for info in segmenting]
-    return choice[0] if len(choice) == 1 else None
+    trained = [info for info in segmenting if info.trained]
+    choice = [info for info in trained if not info.caution] or trained or segmenting
+    return choice[0].name if len(choice) == 1 else None
 
 
 def segmented_organs(bundles: Mapping[str, BundleInfo], modality: str | None = None) -> dict[str, list[BundleInfo]]:
