@@ -68,6 +68,21 @@ def test_without_conf_the_shipped_bundles_are_served() -> None:
     assert list(sibling("app_choice").choose_bundles({})) == shipped
 
 
+def test_cases_are_not_scored_unasked_by_a_model_that_needs_a_caution(tmp_path: Path) -> None:
+    folder = write_fake_bundle(tmp_path / "bundles", "a_ct_segmentation", {"a": 1})
+    file = folder / "configs" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata["ctseg"]["caution"] = "seen to miss organs"
+    file.write_text(json.dumps(metadata))
+    write_fake_bundle(tmp_path / "bundles", "b_ct_segmentation", {"b": 1})
+    both = find_bundles(tmp_path / "bundles")
+    for bundles, taken in ((both, "b_ct_segmentation"), ({folder.name: both[folder.name]}, "a_ct_segmentation")):
+        scores = sibling("app_scores").AllScores(
+            bundles, lambda info: info, None, lambda: None, lambda: tmp_path, "usual"
+        )
+        assert scores.get(None) is scores.get(taken) is not None
+
+
 def test_an_inference_does_not_wait_for_all_that_the_app_can_tell(app: Any) -> None:
     """MONAI Label asks for `info()` in each inference and uses nothing of ours."""
     from contextvars import copy_context

@@ -74,7 +74,7 @@ class SegmentationTask(InferTask):
         answer.update(version=bundle.version, labels=bundle.labels, trained=bundle.trained, status=bundle.status)
         answer.update(description=bundle.description, modality=bundle.modality, evidence=bundle.evidence)
         if bundle.caution:
-            answer["description"] = f"{bundle.description} Caution: {bundle.caution}."
+            answer.update(caution=bundle.caution, description=f"{bundle.description} Caution: {bundle.caution}.")
         if problem := _why_untrained(bundle) if not bundle.ready else self._networks.problem(bundle):
             answer["description"] = f"{bundle.description} Not usable yet: {problem}"
         return answer

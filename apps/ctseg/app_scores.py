@@ -198,7 +198,9 @@ class AllScores:
         self._made: dict[tuple[str, Scoring], BackgroundScores] = {}
 
     def get(self, model: str | None, scoring: Scoring | None = None) -> BackgroundScores | None:
-        """Return the scores of a model, for None of the first that can run; None where there is none, or no folder.
+        """Return the scores of a model; None where there is none, or no folder.
+
+        For no model those of the first that can run, one with a caution after all others.
 
         Args:
             model: its name.
@@ -208,7 +210,8 @@ class AllScores:
             HTTPException: 404 with the known names.
         """
         folder = self._folder()
-        ready = (name for name, info in self._bundles.items() if self._in_use(info).ready)
+        unasked = sorted(self._bundles, key=lambda name: bool(self._bundles[name].caution))
+        ready = (name for name in unasked if self._in_use(self._bundles[name]).ready)
         name = model or next(ready, None)
         if folder is None or name is None:
             return None

@@ -118,7 +118,7 @@ def test_info(server: Server) -> None:
     assert (model["labels"], model["version"]) == (server.bundle.labels, server.bundle.version)
     assert (model["type"], model["trained"]) == ("segmentation", True)
     assert model["description"].startswith(server.bundle.description)
-    assert server.bundle.caution in model["description"]
+    assert server.bundle.caution in model["description"] and model.get("caution", "") == server.bundle.caution
     assert info["models"][UNTRAINED]["trained"] is False
     assert "untrained" in info["models"][UNTRAINED]["description"]
     assert info["datastore"]["total"] >= 2

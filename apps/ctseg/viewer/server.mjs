@@ -36,10 +36,14 @@ export function sentenceIn(text, status) {
 /** Models, strategies, trainers and the state of the newest training, as MONAI Label describes them. */
 export const info = () => ask('GET', '/info/');
 
-/** The name of the model to begin with, of `[name, entry of /info/]`: a trained one of its own before one made of others. */
+/**
+ * The name of the model to begin with, of `[name, entry of /info/]`: a trained one of its own before one made of others,
+ * and none that needs a caution while there is another.
+ */
 export function firstTrained(models) {
   const trained = models.filter(([, model]) => model.trained);
-  return (trained.find(([, model]) => !model.organs) ?? trained[0] ?? models[0])?.[0];
+  const plain = trained.filter(([, model]) => !model.caution);
+  return (plain.find(([, model]) => !model.organs) ?? plain[0] ?? trained[0] ?? models[0])?.[0];
 }
 
 /** Run a model; answers `{series, study, model, version, volumes_ml, notes, quality?, ...}`. */
