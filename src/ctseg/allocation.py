@@ -1,7 +1,7 @@
 """Memory that was freed stays with the process, so that the next image of the same size need not ask for it again.
 
-glibc maps every large tensor anew and gives it back at once, and the kernel clears each of its pages every time. A step
-of a 3D network on two cores took 0.76 s in float32 that way and 0.43 s without (docs/benchmarks.md).
+glibc maps every large tensor anew and gives it back at once, and the kernel clears each of its pages every time: a part
+of the time of a training in float32 on a CPU (docs/benchmarks.md).
 """
 
 from __future__ import annotations

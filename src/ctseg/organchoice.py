@@ -113,7 +113,7 @@ def default_task(bundles: Mapping[str, BundleInfo]) -> str | None:
     """
     segmenting = [info for info in bundles.values() if info.segments and not info.flat]
     trained = [info for info in segmenting if info.trained]
-    choice = [info for info in trained if not info.caution] or trained or segmenting
+    choice = [info for info in trained if info.trained_without_caution] or trained or segmenting
     return choice[0].name if len(choice) == 1 else None
 
 

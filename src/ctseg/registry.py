@@ -104,6 +104,16 @@ class BundleInfo:
         return str(self._block.get("caution", ""))
 
     @property
+    def trained_without_caution(self) -> bool:
+        """Whether its results may be given to those who did not ask for this bundle."""
+        return self.trained and not self.caution
+
+    @property
+    def said_caution(self) -> tuple[str, ...]:
+        """The caution as a note for a report that names several bundles; nothing where there is none."""
+        return (f"{self.name}: {self.caution}",) if self.caution else ()
+
+    @property
     def shown_window(self) -> tuple[float, float] | None:
         """The values that pictures show in black and in white, in HU; None where the task has no wish."""
         window = self._block.get("shown_window")

@@ -116,8 +116,8 @@ def _run(arguments: argparse.Namespace) -> None:
         darker_by=arguments.difference,
         hu_range=arguments.hu_range,
     )
-    if arguments.mask is None and info.caution:
-        found = replace(found, notes=(*found.notes, f"{info.name}: {info.caution}"))
+    if arguments.mask is None:
+        found = replace(found, notes=(*found.notes, *info.said_caution))
     levels = find_levels(volume.array, labels, volume.affine, values)
     files = [_write(out / TABLE, table(found))]
     origin = f"the file {arguments.mask.name}" if arguments.mask is not None else f"{info.name} {info.version}"

@@ -100,7 +100,7 @@ def _organ(organ: Organ, info: BundleInfo, axis_codes: str) -> dict[str, Any]:
 def _cautions(prediction: Prediction | SlicePresence) -> list[str]:
     """What the bundles of a result want to be said with it."""
     bundles = [one.bundle for one in getattr(prediction, "parts", ())] or [prediction.bundle]
-    return [f"{bundle.name}: {bundle.caution}" for bundle in bundles if bundle.caution]
+    return [note for bundle in bundles for note in bundle.said_caution]
 
 
 def build_report(

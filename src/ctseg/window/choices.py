@@ -68,10 +68,12 @@ def organs_of(chosen: Iterable[str], root: Path | None = None) -> list[str]:
     """Return the organs behind names of `Choice`s on a volume, in the same order."""
     ready = organs_ready(root)
     bundles = {info.name: info for info in ready.values()}
-    organs = []
+    organs: list[str] = []
     for one in chosen:
-        several = bundles[one].labels if one not in ready and one in bundles else [one]
-        organs += [organ for organ in several if organ == one or ready.get(organ) == bundles[one]]
+        if one in ready or one not in bundles:
+            organs.append(one)
+        else:
+            organs += [organ for organ in bundles[one].labels if ready.get(organ) == bundles[one]]
     return organs
 
 
@@ -131,18 +133,23 @@ def _on_volume(root: Path | None) -> Choices:
     return Choices((), True, f"No bundle in {_folder(root)} finds organs in a CT volume.{only} {_other_folder()}")
 
 
+def _together(info: BundleInfo) -> bool:
+    """Whether a bundle has so many structures that they are one choice."""
+    return len(info.labels) > _MANY
+
+
 def _name(organ: str, info: BundleInfo) -> str:
-    return organ if len(info.labels) <= _MANY else info.name
+    return info.name if _together(info) else organ
 
 
 def _said(organ: str, info: BundleInfo) -> str:
     names = [name.replace("_", " ") for name in info.labels]
-    return organ.replace("_", " ") if len(names) <= _MANY else f"{names[0]} to {names[-1]} ({len(names)} structures)"
+    return f"{names[0]} to {names[-1]} ({len(names)} structures)" if _together(info) else organ.replace("_", " ")
 
 
 def _proposed(info: BundleInfo) -> bool:
     """Whether the structures of a bundle are looked for unless somebody says no."""
-    return info.trained and not info.caution and len(info.labels) <= _MANY
+    return info.trained_without_caution and not _together(info)
 
 
 def _on_flat(image: FlatImage, root: Path | None) -> Choices:
